@@ -1,0 +1,241 @@
+"""posattn_kernels(): the manifest of the kernels that a program links."""
+
+load("@rules_cc//cc:cc_library.bzl", "cc_library")
+load(":halide.bzl", "halide_compile", "halide_program")
+
+# The machines that kernels are compiled for, best first. A program takes the first that it holds and the CPU has.
+TARGETS = {
+    "avx512": "x86-64-linux-avx-avx2-avx512-avx512_skylake-f16c-fma-sse41",
+    "avx2": "x86-64-linux-avx-avx2-f16c-fma-sse41",
+    "sse41": "x86-64-linux-sse41",
+}
+
+# The runtime checks every argument and provides Halide's own support code once for all kernels.
+_FEATURES = "-no_runtime-no_asserts-no_bounds_query"
+
+# Storage types, and what Halide calls them.
+TYPES = {
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "f16": "float16",
+}
+
+def _kind(program, generator = None, branches = None, head_dim = False, types = None, params = {}):
+    return struct(
+        branches = branches,
+        generator = generator or program,
+        head_dim = head_dim,
+        params = params,
+        program = program,
+        types = types,
+    )
+
+# Of each kind of kernel: the program in //generators that compiles it, and what its variants differ in besides the
+# target: the set of branches (or, for a kind that serves one branch at a time, each single branch), the head
+# dimension, and the storage type (or one type for all).
+_KINDS = {
+    # Attention over many queries, and over a few queries with the keys split.
+    "prefill": _kind("attention", branches = "sets", head_dim = True, params = {"decode": "false"}),
+    "decode": _kind("attention", branches = "sets", head_dim = True, params = {"decode": "true"}),
+    # Joins the split keys' partial results.
+    "merge": _kind("merge", head_dim = True),
+    # Attention weights, when a caller asks for them.
+    "weights": _kind("weights", branches = "sets"),
+    # A branch as a table of one number an offset; for a branch that is not shift-invariant it only says so.
+    "offsets": _kind("offsets", branches = "singles", types = ["f32"]),
+    # Keys and values in the layout that the attention kernels read.
+    "pack_keys": _kind("pack", generator = "pack_keys", head_dim = True),
+    "pack_values": _kind("pack", generator = "pack_values", head_dim = True),
+    "rotary": _kind("rotary"),
+    "projection": _kind("projection"),
+}
+
+def _normal(branch_set):
+    """'t5+alibi' -> 'alibi+t5', which is how the runtime looks a set up."""
+    return "+".join(sorted(branch_set.split("+")))
+
+def _manifest(kinds, branches, head_dims, types, targets):
+    """One struct a kernel: kind, branches, head_dim, type, target."""
+    sets = {_normal(branch_set): None for branch_set in branches}.keys()
+    singles = {branch: None for branch_set in sets for branch in branch_set.split("+") if branch != "none"}.keys()
+    return [
+        struct(branches = branch_set, head_dim = head_dim, kind = kind, target = target, type = type)
+        for kind in kinds
+        for branch_set in {"sets": sets, "singles": singles, None: ["none"]}[_KINDS[kind].branches]
+        for head_dim in (head_dims if _KINDS[kind].head_dim else [0])
+        for type in _KINDS[kind].types or types
+        for target in targets
+    ]
+
+def _symbol(prefix, kernel):
+    parts = [prefix, kernel.kind]
+    if kernel.branches != "none" or _KINDS[kernel.kind].branches:
+        parts.append(kernel.branches.replace("+", "_"))
+    if kernel.head_dim:
+        parts.append(str(kernel.head_dim))
+    return "_".join(parts + [kernel.type, kernel.target])
+
+def _params(kernel):
+    kind = _KINDS[kernel.kind]
+    params = dict(kind.params)
+    if kind.branches:
+        params["branches"] = kernel.branches
+    if kind.head_dim:
+        params["head_dim"] = str(kernel.head_dim)
+    if not kind.types:
+        params["type"] = TYPES[kernel.type]
+    return params
+
+def _kernel_archives_impl(ctx):
+    programs = {name: program[DefaultInfo].files_to_run for program, name in ctx.attr.programs.items()}
+
+    archives, rows = [], []
+    for kernel in _manifest(
+        ctx.attr.kinds,
+        ctx.attr.branches,
+        ctx.attr.head_dims,
+        ctx.attr.types,
+        ctx.attr.targets,
+    ):
+        symbol = _symbol(ctx.attr.prefix, kernel)
+        archive = ctx.actions.declare_file("%s/%s.a" % (ctx.label.name, symbol))
+        kind = _KINDS[kernel.kind]
+        halide_compile(
+            ctx,
+            archive = archive,
+            function = symbol,
+            generator = kind.generator,
+            params = _params(kernel),
+            program = programs[kind.program],
+            target = TARGETS[kernel.target] + _FEATURES,
+        )
+        archives.append(archive)
+        rows.append("\t".join([
+            symbol,
+            kernel.kind,
+            kernel.branches,
+            str(kernel.head_dim),
+            kernel.type,
+            kernel.target,
+            archive.path,
+        ]))
+
+    manifest = ctx.actions.declare_file(ctx.label.name + ".tsv")
+    ctx.actions.write(manifest, "".join([row + "\n" for row in rows]))
+    registry = ctx.actions.declare_file(ctx.label.name + ".cpp")
+    ctx.actions.run_shell(
+        arguments = [ctx.file._registry_tool.path, manifest.path, registry.path],
+        command = 'python3 "$@"',
+        # The sizes of the objects go into the registry.
+        inputs = [ctx.file._registry_tool, manifest] + archives,
+        mnemonic = "KernelRegistry",
+        outputs = [registry],
+        progress_message = "Writing the registry of %d kernels" % len(rows),
+        use_default_shell_env = True,
+    )
+    return [
+        DefaultInfo(files = depset([registry])),
+        OutputGroupInfo(archives = depset(archives), manifest = depset([manifest])),
+    ]
+
+_kernel_archives = rule(
+    implementation = _kernel_archives_impl,
+    doc = "The static library of every kernel of a manifest, and the C++ file that registers them all.",
+    attrs = {
+        "branches": attr.string_list(),
+        "head_dims": attr.int_list(),
+        "kinds": attr.string_list(),
+        "prefix": attr.string(),
+        "programs": attr.label_keyed_string_dict(cfg = "exec"),
+        "targets": attr.string_list(),
+        "types": attr.string_list(),
+        "_registry_tool": attr.label(allow_single_file = True, default = "//tools:kernel_registry.py"),
+    },
+)
+
+def posattn_kernels(
+        name,
+        branches = ["none"],
+        head_dims = [64],
+        types = ["f32"],
+        targets = TARGETS.keys(),
+        kinds = _KINDS.keys(),
+        branch_deps = [],
+        prefix = None,
+        **kwargs):
+    """A cc_library of compiled kernels, which register themselves in the program that links it.
+
+    A program links one of these or several; where two hold the same kernel, the registry takes either.
+
+    Args:
+      name: of the library.
+      branches: sets of positional branches, each compiled into its own attention kernels: "none", "alibi",
+        "alibi+relative", ...
+      head_dims: sizes of a head. A smaller one is served by the next larger, padded.
+      types: storage types: "f32", "bf16", "f16".
+      targets: names in TARGETS.
+      kinds: kinds of kernels to leave out those that the program never calls; all by default.
+      branch_deps: cc_library targets (alwayslink = True) that define more branches by posattn::RegisterBranch.
+      prefix: of the kernels' C symbols; it must be unique in a program. Made of the package and name by default.
+      **kwargs: passed on to cc_library, such as visibility.
+    """
+    for value, known, what in (
+        [(kind, _KINDS, "kind") for kind in kinds] +
+        [(type, TYPES, "type") for type in types] +
+        [(target, TARGETS, "target") for target in targets]
+    ):
+        if value not in known:
+            fail("{}: there is no {} '{}', only {}".format(name, what, value, ", ".join(known.keys())))
+    if not prefix:
+        prefix = "_".join([native.package_name(), name]).strip("_")
+        prefix = "".join([c if c.isalnum() else "_" for c in prefix.elems()])
+
+    # The library's own programs hold the built-in branches; the caller's branches need programs that hold them too.
+    programs = {}
+    for kind in [_KINDS[name] for name in kinds]:
+        if branch_deps and kind.branches:
+            program = ":%s_%s_program" % (name, kind.program)
+            if program not in programs:
+                halide_program(
+                    name = program[1:],
+                    deps = [Label("//generators:" + kind.program)] + branch_deps,
+                )
+        else:
+            program = str(Label("//generators:%s_program" % kind.program))
+        programs[program] = kind.program
+
+    _kernel_archives(
+        name = name + "_registry",
+        branches = branches,
+        head_dims = head_dims,
+        kinds = kinds,
+        prefix = prefix,
+        programs = programs,
+        targets = targets,
+        types = types,
+    )
+
+    # Linkers read archives in order: the registry, then the kernels that it names, then what these call.
+    native.filegroup(
+        name = name + "_archives",
+        srcs = [name + "_registry"],
+        output_group = "archives",
+    )
+    cc_library(
+        name = name + "_objects",
+        srcs = [name + "_archives"],
+        linkstatic = True,
+        deps = [Label("//kernels:halide_runtime")],
+    )
+    cc_library(
+        name = name,
+        srcs = [name + "_registry"],
+        alwayslink = True,
+        copts = ["-std=c++17"],
+        linkstatic = True,
+        deps = [
+            ":%s_objects" % name,
+            Label("//runtime:kernel_registry"),
+        ],
+        **kwargs
+    )
