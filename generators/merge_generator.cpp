@@ -1,0 +1,82 @@
+// Attention over splits of the keys becomes attention over all of them: each split brings its output, already
+// divided by its own sum, and the logarithm of that sum (lse). Split s weighs exp(lse_s - lse).
+#include "generators/fast_math.h"
+#include "generators/storage.h"
+#include "schedules/machine.h"
+#include "schedules/merge_simd.h"
+
+namespace posattn {
+
+using namespace Halide;
+
+class Merge : public Generator<Merge> {
+ public:
+  GeneratorParam<Type> type{"type", Float(32)};
+  GeneratorParam<int> head_dim{"head_dim", 64};  // at least the extent of d, and a multiple of 16
+
+  // A split's row is (query, one of row_heads neighbouring heads), as in the attention kernel. A split with
+  // an lse of -infinity saw nothing; its output may be anything finite.
+  Input<int> row_heads{"row_heads"};
+  Input<Buffer<float, 5>> partial_out{"partial_out"};  // (d, row, split, head / row_heads, batch)
+  Input<Buffer<float, 4>> partial_lse{"partial_lse"};  // (row, split, head / row_heads, batch)
+  Output<Buffer<void, 4>> out{"out"};                  // (d, query, head, batch); zero where nothing is seen
+  Output<Buffer<float, 3>> lse{"lse"};                 // (query, head, batch); -infinity there
+
+  void configure() { out.set_type(type); }
+
+  void generate() {
+    Var d("d"), query("query"), head("head"), batch("batch"), split("split");
+    RDom splits(0, partial_lse.dim(1).extent(), "splits");
+    const Expr row = query * row_heads + head % row_heads, row_group = head / row_heads;
+
+    // The algorithm. Infinities are looked for among bits: fast math takes them for impossible.
+    const auto split_lse = [&](const Expr &s) { return partial_lse(row, s, row_group, batch); };
+    const auto visible = [&](const Expr &s, const Expr &value, float otherwise) {
+      return select(is_minus_infinity(split_lse(s)), otherwise, value);
+    };
+    const auto weight = [&](const Expr &s, const Expr &reference) {
+      return visible(s, exp2_nonpositive((split_lse(s) - reference) * kLog2E), 0.f);
+    };
+    const auto is_zero = [](const Expr &sum) { return reinterpret<int>(sum) == 0; };
+
+    f.maximum(query, head, batch) = kHidden;
+    f.maximum(query, head, batch) =
+        max(f.maximum(query, head, batch), visible(splits, split_lse(splits), kHidden));
+    f.sum(query, head, batch) = 0.f;
+    f.sum(query, head, batch) += weight(splits, f.maximum(query, head, batch));
+    const Expr sum = f.sum(query, head, batch);
+    const Expr merged = reinterpret<uint32_t>(f.maximum(query, head, batch) + log(sum));
+    lse(query, head, batch) = reinterpret<float>(select(is_zero(sum), Expr(kMinusInfinityBits), merged));
+
+    // Weights add up to 1 as closely as lse is rounded, which for large scores is not close enough: they are
+    // summed beside what they weigh.
+    f.weight(split, query, head, batch) = weight(split, lse(query, head, batch));
+    const Expr last_d = partial_out.dim(0).extent() - 1;
+    const Expr value = partial_out(min(likely(d), last_d), row, splits, row_group, batch);
+    const Expr w = f.weight(splits, query, head, batch);
+    f.weighted(d, query, head, batch) = Tuple(0.f, 0.f);
+    const FuncRef weighted = f.weighted(d, query, head, batch);
+    f.weighted(d, query, head, batch) = Tuple(weighted[0] + w * value, weighted[1] + w);
+    out(d, query, head, batch) =
+        store_float(type, select(is_zero(weighted[1]), 0.f, weighted[0] / weighted[1]), get_target());
+
+    for (int i = 0; i < 5; i++) partial_out.dim(i).set_min(0);
+    for (int i = 0; i < 4; i++) partial_lse.dim(i).set_min(0), out.dim(i).set_min(0);
+    for (int i = 0; i < 3; i++) lse.dim(i).set_min(0);
+
+    f.out = out;
+    f.lse = lse;
+    f.vars = {d, query, head, batch};
+    f.splits = splits;
+    f.whole_rows = partial_out.dim(0).extent() == head_dim && out.dim(0).extent() == head_dim;
+  }
+
+  void schedule() { schedules::schedule_merge(f, schedules::machine(get_target()), head_dim); }
+
+ private:
+  schedules::MergeFuncs f;
+};
+
+}  // namespace posattn
+
+HALIDE_REGISTER_GENERATOR(posattn::Merge, merge)

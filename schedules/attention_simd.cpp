@@ -1,0 +1,127 @@
+#include "schedules/attention_simd.h"
+
+#include <algorithm>
+
+namespace posattn::schedules {
+
+using namespace Halide;
+
+AttentionTiles attention_tiles(const Machine &machine, int head_dim, bool decode) {
+  // On AVX-512 8 x 32, 12 x 32, 4 x 64 and 6 x 64 are the same within noise for long sequences; 8 rows waste
+  // less of short ones.
+  if (!decode) {
+    const int rows = machine.lanes == 16 ? 8 : machine.rows;
+    return {head_dim, 48, 48, 256, rows, machine.key_lanes, 0};
+  }
+  // Bound by memory: a single row reads whole rows of values in one pass, with as many accumulators as there
+  // are; grouped queries share the read among the rows of a tile.
+  const int registers = machine.lanes == 16 ? 24 : 12, rows = machine.lanes == 16 ? 4 : 2;
+  const auto channels = [&](int vectors) {
+    while (head_dim % (vectors * machine.lanes) != 0) vectors--;
+    return vectors * machine.lanes;
+  };
+  return {head_dim, 8, 8, 256, rows, channels(registers / rows), channels(registers)};
+}
+
+void schedule_attention(AttentionFuncs &f, const Machine &machine, const AttentionTiles &tiles) {
+  const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
+  const int D = tiles.head_dim, lanes = machine.lanes, key_lanes = machine.key_lanes, rows = tiles.rows;
+  const int key_tiles = tiles.key_block / key_lanes, query_block = tiles.query_block;
+  Var ob("ob"), oi("oi"), ro("ro"), ri("ri"), di("di"), dt("dt"), rs("rs");
+
+  // A task is one block of rows of one head; neighbouring tasks share their keys and values.
+  const auto into_tasks = [&, &row = row, &split = split, &head = head, &batch = batch](Func g) {
+    g.split(row, ob, oi, query_block, TailStrategy::GuardWithIf);
+    for (const Var &v : {ob, split, head, batch}) g.parallel(v).never_partition(v);
+  };
+  into_tasks(f.out);
+  into_tasks(f.lse);
+  f.out.reorder(d, oi, ob, split, head, batch).vectorize(d, lanes, TailStrategy::GuardWithIf);
+  f.lse.reorder(oi, ob, split, head, batch).compute_with(f.out, ob);
+
+  // Small and of fixed size: all but the state and the query's rows is used and forgotten within a block of
+  // keys.
+  const auto local = [&](Func g, const LoopLevel &level) { g.compute_at(level).store_in(MemoryType::Stack); };
+  const LoopLevel per_task(f.out, ob);
+
+  local(f.range, per_task);
+  f.range.update().unroll(f.block_rows.x, 4);
+
+  local(f.query, per_task);
+  f.query.bound_storage(row, query_block).bound_extent(d, D).vectorize(d, lanes);
+  f.query.specialize(f.full_head_dim);
+
+  local(f.state, per_task);
+  f.state.bound_storage(row, query_block).bound_extent(x, lanes).vectorize(x);
+  f.state.update().reorder(x, row, f.rb.x).vectorize(x).never_partition(f.rb.x);
+  // Only where it splits: a chunk at the end of the rows is computed whole.
+  const bool chunks = tiles.row_chunk < query_block;
+  if (chunks)
+    f.state.update().split(row, rs, row, tiles.row_chunk).reorder(x, row, rs, f.rb.x).never_partition(rs);
+  const LoopLevel per_block = chunks ? LoopLevel(f.state, rs) : LoopLevel(f.state, f.rb.x);
+
+  local(f.edge_tiles, per_block);
+  local(f.score, per_block);
+  f.score.bound_storage(row, query_block).bound_extent(lane, key_lanes).bound_extent(tile, key_tiles);
+  const auto tile_scores = [&, &row = row, &lane = lane](Stage stage, int tile_rows) {
+    stage.split(row, ro, ri, tile_rows, TailStrategy::RoundUp).reorder(lane, ri, ro, f.tiles);
+    stage.vectorize(lane, lanes).unroll(lane).unroll(ri);
+  };
+  if (tiles.single_row_channels) tile_scores(f.score.update(0).specialize(f.single_row), 1);
+  tile_scores(f.score.update(0), rows);
+  local(f.product, LoopLevel(f.score, ro));
+  f.product.bound_extent(lane, key_lanes).bound_extent(tile, 1);
+  f.product.vectorize(lane, lanes).unroll(lane).unroll(row);
+  f.product.update().reorder(lane, row, f.rd).vectorize(lane, lanes).unroll(lane).unroll(row).unroll(f.rd, 2);
+  for (size_t i = 0; i < f.passes.size(); i++) {
+    f.score.update(int(i) + 1).reorder(lane, row, f.passes[i]).vectorize(lane, lanes).unroll(lane);
+  }
+
+  local(f.maximum, per_block);
+  f.maximum.bound_storage(row, query_block);
+  int width = lanes;
+  for (Func g : f.maximum_tree) {
+    local(g, LoopLevel(f.maximum, row));
+    g.bound_extent(x, width);
+    if (width > 1) g.vectorize(x);
+    if (width == lanes) g.update().reorder(x, f.rk.x, f.rk.y).vectorize(x).unroll(f.rk.x);
+    width /= 2;
+  }
+
+  local(f.weight, per_block);
+  f.weight.bound_storage(row, query_block).bound_extent(lane, key_lanes).bound_extent(tile, key_tiles);
+  f.weight.update().reorder(lane, f.tiles, row).vectorize(lane, lanes).unroll(lane);
+  local(f.sum, LoopLevel(f.state, row));
+  f.sum.bound_extent(x, lanes).vectorize(x);
+  f.sum.update().reorder(x, f.rk.x, f.rk.y).vectorize(x).unroll(f.rk.x);
+
+  local(f.block_output, per_block);
+  f.block_output.bound_storage(row, query_block).bound_extent(d, D);
+  const auto tile_output = [&, &row = row, &d = d](Stage stage, int tile_rows, int channels) {
+    stage.split(d, dt, di, channels)
+        .split(row, ro, ri, tile_rows, TailStrategy::RoundUp)
+        .reorder(di, ri, ro, dt);
+    stage.vectorize(di, lanes).unroll(di).unroll(ri);
+  };
+  if (tiles.single_row_channels)
+    tile_output(f.block_output.specialize(f.single_row), 1, tiles.single_row_channels);
+  tile_output(f.block_output, rows, tiles.channels);
+  local(f.weighted, LoopLevel(f.block_output, ro));
+  f.weighted.vectorize(d, lanes).unroll(d).unroll(row);
+  f.weighted.update()
+      .reorder(d, row, f.rv.x, f.rv.y)
+      .vectorize(d, lanes)
+      .unroll(d)
+      .unroll(row)
+      .unroll(f.rv.x, 2);
+
+  for (Func g : {f.total, f.inverse, f.row_lse}) {
+    local(g, per_task);
+    g.bound_storage(row, query_block);
+  }
+  f.total.update().atomic().vectorize(f.rx.x);
+  local(f.result, LoopLevel(f.out, oi));
+  f.result.bound_extent(d, D).vectorize(d, lanes).unroll(d);
+}
+
+}  // namespace posattn::schedules

@@ -1,0 +1,40 @@
+// How attention runs on a CPU's SIMD units.
+#pragma once
+
+#include <vector>
+
+#include "Halide.h"
+#include "schedules/machine.h"
+
+namespace posattn::schedules {
+
+// The stages of generators/attention_generator.cpp, by the names that they have there.
+struct AttentionFuncs {
+  Halide::Func query{"query"}, range{"range"}, edge_tiles{"edge_tiles"}, product{"product"}, score{"score"},
+      maximum{"maximum"}, weight{"weight"}, sum{"sum"}, weighted{"weighted"}, block_output{"block_output"},
+      state{"state"}, total{"total"}, inverse{"inverse"}, row_lse{"row_lse"}, result{"result"};
+  std::vector<Halide::Func> maximum_tree;
+  Halide::Func out, lse;
+  struct {
+    Halide::Var x, lane, tile, row, block, split, row_block, head, batch, d;
+  } vars;
+  Halide::RDom tiles, rd, rk, rv, rb, rx, block_rows;
+  std::vector<Halide::RDom> passes;
+  Halide::Expr single_row;     // the kernel is called with one row
+  Halide::Expr full_head_dim;  // no padding of the head dimension is needed
+};
+
+// Sizes that the schedule may choose.
+struct AttentionTiles {
+  int head_dim;
+  int query_block;          // rows of a task: they share a pass over the keys and values
+  int row_chunk;            // rows whose scores against one block of keys are in cache at a time
+  int key_block;            // keys of a block
+  int rows, channels;       // register tile of the weighted values; rows is that of the scores, too
+  int single_row_channels;  // the same where there is but one row; 0: no code of its own for that
+};
+AttentionTiles attention_tiles(const Machine &machine, int head_dim, bool decode);
+
+void schedule_attention(AttentionFuncs &f, const Machine &machine, const AttentionTiles &tiles);
+
+}  // namespace posattn::schedules

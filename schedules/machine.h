@@ -1,0 +1,25 @@
+// What a schedule needs to know of the machine that it is for.
+#pragma once
+
+#include "Halide.h"
+
+namespace posattn::schedules {
+
+// One SIMD instruction set, as the register tiles see it.
+struct Machine {
+  int lanes;      // floats in a vector
+  int key_lanes;  // keys that are packed side by side: the width of every score tile, and of the cache's
+                  // layout
+  int rows;  // rows of the register tile: rows * key_lanes / lanes accumulators + operands fill the registers
+};
+
+// 12 x 2 accumulators of 32 zmm, 6 x 2 of 16 ymm, 4 x 2 of 16 xmm. On AVX-512, 8 x 32, 4 x 64 and 6 x 64 were
+// the same within noise.
+inline Machine machine(const Halide::Target &target) {
+  using Halide::Target;
+  if (target.has_feature(Target::AVX512_Skylake)) return {16, 32, 12};
+  if (target.has_feature(Target::AVX2)) return {8, 16, 6};
+  return {4, 8, 4};
+}
+
+}  // namespace posattn::schedules
