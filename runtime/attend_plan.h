@@ -1,0 +1,60 @@
+// Which kernels a call of attend() uses, and where in the workspace everything lies.
+#pragma once
+
+#include "runtime/attend_masks.h"
+#include "runtime/attend_problem.h"
+#include "runtime/kv_cache.h"
+#include "runtime/rotary_call.h"
+#include "runtime/token_positions.h"
+#include "runtime/workspace.h"
+
+namespace posattn {
+
+struct AttendKernels {
+  int target = 0;
+  // Few query rows: grouped queries share a read of the keys, and the keys are split.
+  bool decode = false;
+  // The branches are shift-invariant and positions consecutive: a kernel without branches reads their sum
+  // from a table of offsets.
+  bool tabulated = false;
+  const Kernel *attention = nullptr, *merge = nullptr, *weights = nullptr, *rotary = nullptr;
+  const Kernel *pack_keys = nullptr, *pack_values = nullptr;
+  const Kernel *offsets[BranchSet::kCapacity] = {};
+};
+
+// False if some kernel is not linked; `missing` is then the first that was looked for in vain.
+bool find_attend_kernels(const AttendArgs &args, const AttendProblem &problem, bool tabulated,
+                         AttendKernels &kernels, KernelQuery &missing);
+
+struct AttendPlan {
+  AttendKernels kernels;
+  int64_t lanes, head_dim;      // packed
+  int64_t blocks, padded_keys;  // of `lanes` keys
+  int64_t row_heads, splits, split_blocks;
+  int64_t batch_group;  // batches that are packed, then attended to, at a time
+  int64_t chunk;        // queries at a time: masks that are converted are so many rows
+
+  bool rows_per_batch, key_masks_per_batch, positions_per_batch;
+  int32_t *row_begin, *row_end;  // (query, batch)
+  float *key_bias;               // (key, batch), padded_keys a row
+  uint8_t *visible;              // (key, batch)
+  PositionArrays q_positions, k_positions;
+  float *zeros;  // for the inputs of branches that were not asked for
+  int64_t num_zeros;
+  float *offsets, *other_offsets, *no_offsets;  // (t, head), (t, head), (t)
+  int64_t num_offsets, offsets_stride;
+  AttendMask keep, add, dense;
+  void *keep_copy, *add_copy, *dense_copy;
+  RotationTables q_rotation, k_rotation;
+  void *q_rotated, *k_rotated;  // (d, token, head, batch), dense
+  void *keys, *values;          // packed; with a cache, only if hidden rows must be cleared
+  bool pack, clear_hidden;
+  bool values_in_place;  // they lie as packed ones would
+  float *partial_out, *partial_lse, *lse;
+};
+
+// The one place that lays out the workspace.
+AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem,
+                            const AttendKernels &kernels, Workspace &workspace);
+
+}  // namespace posattn

@@ -1,0 +1,19 @@
+// What the opaque handles of posattn.h hold.
+#pragma once
+
+#include "runtime/c_api/posattn.h"
+#include "runtime/kv_cache.h"
+#include "runtime/layers/layers.h"
+#include "runtime/layers/scratch.h"
+
+struct posattn_cache {
+  posattn::KvCache cache;
+};
+
+struct posattn_layer {
+  posattn::CombinedAttention layer;
+};
+
+struct posattn_scratch {
+  posattn::Scratch scratch;
+};

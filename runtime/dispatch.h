@@ -1,0 +1,49 @@
+// Finds the kernel for a call among those that the program links.
+#pragma once
+
+#include <string>
+
+#include "runtime/kernel_call.h"
+#include "runtime/tensor.h"
+
+namespace posattn {
+
+// Branches that change nothing when all of their inputs are zero: a kernel that has them serves calls that do
+// not ask for them.
+constexpr const char *kNeutralBranches[] = {"alibi", "relative", "t5"};
+
+// "alibi+relative": sorted, without repetition.
+struct BranchSet {
+  static constexpr int kCapacity = 8;
+  const char *names[kCapacity] = {};
+  int size = 0;
+
+  void add(const char *name);  // Error if it is there already
+  bool has(const char *name) const;
+  std::string text() const;
+};
+
+struct KernelQuery {
+  const char *kind = nullptr;
+  DType type = DType::f32;
+  int target = 0;        // index in cpu.h
+  int64_t head_dim = 0;  // the smallest at least as large, or this one exactly
+  bool exact_head_dim = false;
+  BranchSet branches;
+};
+
+// The kernel with the fewest branches beyond those asked for, which must be ones whose inputs can be made
+// neutral; among these the one of the smallest head dimension. Null if there is none. Costs no allocation.
+const Kernel *find_kernel(const KernelQuery &query);
+// The same, or an Error that lists what is linked.
+const Kernel &require_kernel(const KernelQuery &query);
+[[noreturn]] void fail_no_kernel(const KernelQuery &query);
+
+// Targets that a call may use, best first: the forced one, or all that this CPU has and the program links.
+struct TargetList {
+  int targets[8];
+  int size;
+};
+TargetList usable_targets();
+
+}  // namespace posattn

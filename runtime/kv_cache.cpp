@@ -1,0 +1,307 @@
+#include "runtime/kv_cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "runtime/cpu.h"
+#include "runtime/dispatch.h"
+#include "runtime/error.h"
+
+namespace posattn {
+namespace {
+
+constexpr int64_t kMaxHeadDim = 256;
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+const Kernel &pack_kernel(DType type, int64_t head_dim) {
+  KernelQuery query;
+  query.kind = "pack_keys";
+  query.type = type;
+  query.head_dim = head_dim;
+  const TargetList targets = usable_targets();
+  if (targets.size == 0) fail("cache: no kernel of this program runs on this machine");
+  for (int i = 0; i < targets.size; ++i) {
+    query.target = targets.targets[i];
+    if (const Kernel *kernel = find_kernel(query)) return *kernel;
+  }
+  query.target = targets.targets[0];
+  fail_no_kernel(query);
+}
+
+template <typename Word>
+bool any_nonfinite(const Word *row, int64_t count, Word exponent) {
+  Word found = 0;
+  for (int64_t i = 0; i < count; ++i) found |= static_cast<Word>((row[i] & exponent) == exponent);
+  return found != 0;
+}
+
+// Rows (b, h, t) whose last dimension is contiguous.
+bool any_nonfinite(const TensorView &rows) {
+  for (int64_t b = 0; b < rows.size(0); ++b) {
+    for (int64_t h = 0; h < rows.size(1); ++h) {
+      for (int64_t t = 0; t < rows.size(2); ++t) {
+        const int64_t at = b * rows.stride(0) + h * rows.stride(1) + t * rows.stride(2), count = rows.size(3);
+        const bool found = rows.dtype() == DType::f32
+                               ? any_nonfinite<uint32_t>(rows.as<uint32_t>() + at, count, 0x7f800000u)
+                               : any_nonfinite<uint16_t>(rows.as<uint16_t>() + at, count,
+                                                         rows.dtype() == DType::bf16 ? 0x7f80u : 0x7c00u);
+        if (found) return true;
+      }
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+KvCache::KvCache(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int64_t capacity,
+                 DType type)
+    : batch_(batch),
+      kv_heads_(kv_heads),
+      head_dim_(head_dim),
+      value_dim_(value_dim),
+      capacity_(capacity),
+      type_(type) {
+  if (type != DType::f32 && type != DType::bf16 && type != DType::f16) {
+    fail("cache: expected type f32, bf16 or f16, got ", name_of(type));
+  }
+  if (batch < 0) fail("cache: expected a batch of at least 0, got ", batch);
+  if (kv_heads < 1) fail("cache: expected at least 1 head, got ", kv_heads);
+  if (head_dim < 1 || head_dim > kMaxHeadDim) {
+    fail("cache: expected a head_dim of 1 to ", kMaxHeadDim, ", got ", head_dim);
+  }
+  if (value_dim < 1 || value_dim > kMaxHeadDim) {
+    fail("cache: expected a value_dim of 1 to ", kMaxHeadDim, ", got ", value_dim);
+  }
+  constexpr int64_t kMostTokens = int64_t{1} << 30;
+  if (capacity < 0 || capacity > kMostTokens) {
+    fail("cache: expected a capacity of 0 to ", kMostTokens, ", got ", capacity);
+  }
+  const Kernel &pack = pack_kernel(type, std::max(head_dim, value_dim));
+  target_ = pack.target;
+  packed_dim_ = pack.info->head_dim;
+  lanes_ = pack.estimate("keys", 0, cpu_target(target_).key_lanes);
+  const int64_t blocks = round_up(capacity, lanes_) / lanes_;
+  keys_ = Tensor(type, {batch, kv_heads, blocks, packed_dim_, lanes_});
+  values_ = Tensor(type, {batch, kv_heads, blocks * lanes_, packed_dim_});
+}
+
+TensorView KvCache::packed_keys() const {
+  return static_cast<const TensorView &>(keys_.view()).slice(2, 0, round_up(length_, lanes_) / lanes_);
+}
+
+TensorView KvCache::packed_values() const {
+  return static_cast<const TensorView &>(values_.view()).slice(2, 0, round_up(length_, lanes_));
+}
+
+void KvCache::check_append(const TensorView &key, const TensorView &value) const {
+  const auto check = [&](const char *name, const TensorView &view, int64_t dim) {
+    if (view.empty()) fail(name, ": expected a tensor, got none");
+    const bool fits =
+        view.rank() == 4 && view.size(0) == batch_ && view.size(1) == kv_heads_ && view.size(3) == dim;
+    if (!fits) {
+      fail(name, ": expected shape (", batch_, ", ", kv_heads_, ", tokens, ", dim, "), got ",
+           view.shape_text());
+    }
+    if (view.dtype() != type_) {
+      fail(name, ": expected type ", name_of(type_), ", got ", name_of(view.dtype()));
+    }
+    if (view.num_elements() == 0) return;
+    if (view.size(3) > 1 && view.stride(3) != 1) {
+      fail(name, ": expected a contiguous last dimension, got stride ", view.stride(3));
+    }
+    if (view.data() == nullptr) fail(name, ": expected data, got null");
+  };
+  check("key", key, head_dim_);
+  check("value", value, value_dim_);
+  if (key.size(2) != value.size(2)) {
+    fail("value: expected ", key.size(2), " tokens as in key, got ", value.size(2));
+  }
+  if (key.size(2) > capacity_ - length_) {
+    fail("cache: expected at most ", capacity_ - length_, " more tokens (", length_, " of ", capacity_,
+         " are in use), got ", key.size(2));
+  }
+}
+
+template <typename Word>
+void KvCache::append_rows(const TensorView &key, const TensorView &value) {
+  const int64_t tokens = key.size(2);
+  for (int64_t b = 0; b < batch_; ++b) {
+    for (int64_t h = 0; h < kv_heads_; ++h) {
+      Word *keys = keys_.as<Word>() + b * keys_.view().stride(0) + h * keys_.view().stride(1);
+      const Word *k = key.as<Word>() + b * key.stride(0) + h * key.stride(1);
+      for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t lane = (length_ + t) % lanes_;
+        Word *block = keys + (length_ + t) / lanes_ * (packed_dim_ * lanes_);
+        // Whatever was here before a truncation.
+        if (lane == 0) std::memset(block, 0, static_cast<size_t>(packed_dim_ * lanes_) * sizeof(Word));
+        for (int64_t d = 0; d < head_dim_; ++d) block[d * lanes_ + lane] = k[t * key.stride(2) + d];
+      }
+    }
+  }
+  append_values<Word>(value);
+}
+
+// Values are rows; those from the last one to the end of its block become zero.
+template <typename Word>
+void KvCache::append_values(const TensorView &value) {
+  const int64_t tokens = value.size(2), end = length_ + tokens, padded = round_up(end, lanes_);
+  const size_t row_bytes = static_cast<size_t>(value_dim_) * sizeof(Word);
+  const size_t pad_bytes = static_cast<size_t>(packed_dim_ - value_dim_) * sizeof(Word);
+  for (int64_t b = 0; b < batch_; ++b) {
+    for (int64_t h = 0; h < kv_heads_; ++h) {
+      Word *values = values_.as<Word>() + b * values_.view().stride(0) + h * values_.view().stride(1);
+      const Word *v = value.as<Word>() + b * value.stride(0) + h * value.stride(1);
+      for (int64_t t = 0; t < tokens; ++t) {
+        Word *row = values + (length_ + t) * packed_dim_;
+        std::memcpy(row, v + t * value.stride(2), row_bytes);
+        if (pad_bytes > 0) std::memset(row + value_dim_, 0, pad_bytes);
+      }
+      if (length_ % lanes_ == 0 || length_ / lanes_ != end / lanes_) {
+        std::memset(values + end * packed_dim_, 0,
+                    static_cast<size_t>((padded - end) * packed_dim_) * sizeof(Word));
+      }
+    }
+  }
+}
+
+void KvCache::append(const TensorView &key, const TensorView &value) {
+  check_append(key, value);
+  const int64_t tokens = key.size(2);
+  if (tokens == 0 || batch_ == 0) {
+    length_ += tokens;
+    return;
+  }
+  const bool nonfinite = nonfinite_ || any_nonfinite(key) || any_nonfinite(value);
+  // Single rows up to a whole block, whole blocks, single rows again.
+  const int64_t head = std::min(tokens, round_up(length_, lanes_) - length_);
+  const int64_t bulk = (tokens - head) / lanes_ * lanes_;
+  const auto add = [&](int64_t begin, int64_t end, bool blocks) {
+    if (begin == end) return;
+    const TensorView k = key.slice(2, begin, end), v = value.slice(2, begin, end);
+    if (blocks) {
+      append_blocks(k, v);
+    } else if (type_ == DType::f32) {
+      append_rows<uint32_t>(k, v);
+    } else {
+      append_rows<uint16_t>(k, v);
+    }
+    length_ += end - begin;
+  };
+  const int64_t before = length_;
+  try {
+    add(0, head, false);
+    add(head, head + bulk, true);
+    add(head + bulk, tokens, false);
+  } catch (...) {
+    truncate(before);
+    throw;
+  }
+  nonfinite_ = nonfinite;
+}
+
+void KvCache::append_blocks(const TensorView &key, const TensorView &value) {
+  KernelQuery query;
+  query.kind = "pack_keys";
+  query.type = type_;
+  query.target = target_;
+  query.head_dim = packed_dim_;
+  query.exact_head_dim = true;
+  const Kernel &pack = require_kernel(query);
+  const int64_t first = length_ / lanes_, blocks = key.size(2) / lanes_;
+  const TensorView to = static_cast<const TensorView &>(keys_.view()).slice(2, first, first + blocks);
+  static constexpr uint8_t kUnused[64] = {};
+  const KernelBuffer unused = KernelBuffer(kUnused, DType::boolean).dim(1, 1).dim(1, 0);
+  const auto run = [&](const TensorView &from, const TensorView &packed) {
+    KernelCall call(pack);
+    call.set("k", kernel_buffer(from)).set("has_visible", false).set("visible", unused);
+    call.set("keys", kernel_buffer(packed)).run();
+  };
+  if (fits_kernel(kernel_buffer(key)) && fits_kernel(kernel_buffer(to))) {
+    run(key, to);
+  } else {
+    for (int64_t b = 0; b < batch_; ++b) run(key.slice(0, b, b + 1), to.slice(0, b, b + 1));
+  }
+  if (type_ == DType::f32) {
+    append_values<uint32_t>(value);
+  } else {
+    append_values<uint16_t>(value);
+  }
+}
+
+void KvCache::truncate(int64_t length) {
+  if (length < 0 || length > length_) {
+    fail("cache: expected a length of 0 to ", length_, " to truncate to, got ", length);
+  }
+  // The rest of the last block becomes zero; later blocks do when they are entered again.
+  const int64_t lane = length % lanes_;
+  if (lane != 0 && length < length_) {
+    const size_t size = static_cast<size_t>(size_of(type_));
+    const int64_t block = length / lanes_;
+    for (int64_t b = 0; b < batch_; ++b) {
+      for (int64_t h = 0; h < kv_heads_; ++h) {
+        char *keys =
+            keys_.as<char>() + static_cast<size_t>(b * keys_.view().stride(0) + h * keys_.view().stride(1) +
+                                                   block * packed_dim_ * lanes_) *
+                                   size;
+        for (int64_t d = 0; d < packed_dim_; ++d) {
+          std::memset(keys + static_cast<size_t>(d * lanes_ + lane) * size, 0,
+                      static_cast<size_t>(lanes_ - lane) * size);
+        }
+        char *values =
+            values_.as<char>() + static_cast<size_t>(b * values_.view().stride(0) +
+                                                     h * values_.view().stride(1) + length * packed_dim_) *
+                                     size;
+        std::memset(values, 0, static_cast<size_t>((lanes_ - lane) * packed_dim_) * size);
+      }
+    }
+  }
+  length_ = length;
+  if (length == 0) nonfinite_ = false;
+}
+
+void KvCache::reorder(const TensorView &source_rows) {
+  if (source_rows.empty() || source_rows.rank() != 1 || source_rows.size(0) != batch_) {
+    fail("source_rows: expected shape (", batch_, "), got ", source_rows.shape_text());
+  }
+  if (source_rows.dtype() != DType::i64 && source_rows.dtype() != DType::i32) {
+    fail("source_rows: expected type i64 or i32, got ", name_of(source_rows.dtype()));
+  }
+  std::vector<int64_t> source(static_cast<size_t>(batch_));
+  bool moves = false;
+  for (int64_t b = 0; b < batch_; ++b) {
+    const int64_t at = b * source_rows.stride(0);
+    const int64_t row =
+        source_rows.dtype() == DType::i64 ? source_rows.as<int64_t>()[at] : source_rows.as<int32_t>()[at];
+    if (row < 0 || row >= batch_) fail("source_rows: expected rows below ", batch_, ", got ", row, " at ", b);
+    source[static_cast<size_t>(b)] = row;
+    moves |= row != b;
+  }
+  if (!moves || length_ == 0) return;
+
+  // A piece of every row at a time: gathered, then written back.
+  constexpr size_t kPiece = 1 << 14;
+  std::vector<char> pieces(kPiece * static_cast<size_t>(batch_));
+  const size_t size = static_cast<size_t>(size_of(type_));
+  const auto permute = [&](const MutableTensorView &memory, size_t used) {
+    const size_t row_bytes = static_cast<size_t>(memory.stride(0)) * size;
+    for (int64_t h = 0; h < kv_heads_; ++h) {
+      char *base = memory.as<char>() + static_cast<size_t>(h * memory.stride(1)) * size;
+      for (size_t at = 0; at < used; at += kPiece) {
+        const size_t count = std::min(kPiece, used - at);
+        for (size_t b = 0; b < source.size(); ++b) {
+          std::memcpy(&pieces[b * kPiece], base + static_cast<size_t>(source[b]) * row_bytes + at, count);
+        }
+        for (size_t b = 0; b < source.size(); ++b)
+          std::memcpy(base + b * row_bytes + at, &pieces[b * kPiece], count);
+      }
+    }
+  };
+  const size_t used = static_cast<size_t>(round_up(length_, lanes_) * packed_dim_) * size;
+  permute(keys_.view(), used);
+  permute(values_.view(), used);
+}
+
+}  // namespace posattn
