@@ -1,0 +1,184 @@
+#include "tools/posattn/bench_case.h"
+
+#include <vector>
+
+#include "runtime/attend.h"
+#include "runtime/kv_cache.h"
+#include "runtime/linear.h"
+#include "runtime/rotary.h"
+#include "tests/random.h"
+#include "tools/posattn/kernel_filter.h"
+
+namespace posattn::cli {
+namespace {
+
+constexpr int64_t kUsualHeadDim = 64;  // for kernels of any head dimension
+constexpr const char *kOperations = "GFLOP/s", *kBytes = "GB/s";
+
+Tensor random_tensor(DType type, std::initializer_list<int64_t> shape) {
+  oracle::Random random(1);
+  Tensor numbers(DType::f32, shape);
+  for (int64_t i = 0; i < numbers.view().num_elements(); ++i)
+    numbers.as<float>()[i] = static_cast<float>(2 * random.uniform() - 1);
+  return numbers.to(type);
+}
+
+int64_t head_dim(const KernelInfo &kernel) { return kernel.head_dim ? kernel.head_dim : kUsualHeadDim; }
+
+// A call of attend() with all the memory that it uses.
+struct Attention {
+  AttendArgs args;
+  Tensor query, key, value, out, weights, slopes, relative, t5, workspace;
+  std::unique_ptr<KvCache> cache;
+  std::vector<std::unique_ptr<LogitBranch>> branches;
+
+  Attention(const KernelInfo &kernel, const BenchSizes &sizes, int64_t queries, int64_t keys, bool cached) {
+    const DType type = type_of(kernel);
+    const int64_t dim = head_dim(kernel);
+    query = random_tensor(type, {sizes.batch, sizes.heads, queries, dim});
+    key = random_tensor(type, {sizes.batch, sizes.heads, keys, dim});
+    value = random_tensor(type, {sizes.batch, sizes.heads, keys, dim});
+    out = Tensor(type, {sizes.batch, sizes.heads, queries, dim});
+    args.query = query.view();
+    args.out = out;
+    if (cached) {
+      cache = std::make_unique<KvCache>(sizes.batch, sizes.heads, dim, dim, keys, type);
+      cache->append(key.view(), value.view());
+      args.cache = cache.get();
+      key = Tensor();
+      value = Tensor();
+    } else {
+      args.key = key.view();
+      args.value = value.view();
+    }
+    if (std::string(kernel.kind) == "weights") {
+      weights = Tensor(type, {sizes.batch, sizes.heads, queries, keys});
+      args.weights = weights;
+      args.need_weights = Weights::heads;
+    }
+    add_branches(branch_names(kernel), sizes.heads);
+    const auto bytes = static_cast<int64_t>(attend_workspace_size(args));
+    workspace = Tensor(DType::f32, {bytes / size_of(DType::f32) + 1});
+  }
+
+  void add_branches(const std::vector<std::string> &names, int64_t heads) {
+    constexpr int64_t kRelativeRows = 257, kT5Buckets = 32;
+    for (const std::string &name : names) {
+      if (name == "relative") {
+        relative = random_tensor(DType::f32, {heads, kRelativeRows});
+        branches.push_back(std::make_unique<Relative>(relative.view()));
+      } else if (name == "alibi") {
+        slopes = Tensor(DType::f32, {heads});
+        Alibi::default_slopes(heads, slopes.as<float>());
+        branches.push_back(std::make_unique<Alibi>(slopes.view()));
+      } else if (name == "t5") {
+        t5 = random_tensor(DType::f32, {kT5Buckets, heads});
+        branches.push_back(std::make_unique<T5>(t5.view()));
+      }
+    }
+    for (size_t i = 0; i < branches.size(); ++i) args.branches.at(i) = branches[i].get();
+  }
+
+  void run() const {
+    attend(args, workspace.as<void>(),
+           static_cast<size_t>(workspace.view().num_elements() * size_of(DType::f32)));
+  }
+};
+
+std::string heads_text(const BenchSizes &sizes) {
+  return std::to_string(sizes.batch) + "x" + std::to_string(sizes.heads) + " heads, ";
+}
+
+BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool decode) {
+  const int64_t queries = decode ? 1 : sizes.queries, keys = decode ? sizes.keys : sizes.queries;
+  const bool weights = std::string(kernel.kind) == "weights";
+  const auto call = std::make_shared<Attention>(kernel, sizes, queries, keys, decode);
+  const double row = static_cast<double>(sizes.batch * sizes.heads * keys * head_dim(kernel));
+  BenchWork work;
+  work.run = [call] { call->run(); };
+  // A product is a multiplication and an addition; the weights are computed from the keys once more. Decoding
+  // reads every key and value once.
+  const double products = weights ? 3 : 2;
+  work.amount = decode ? 2 * row * static_cast<double>(size_of(type_of(kernel)))
+                       : 2 * products * row * static_cast<double>(queries);
+  work.unit = decode ? kBytes : kOperations;
+  work.sizes = heads_text(sizes) + std::to_string(queries) + "x" + std::to_string(keys) +
+               (weights ? ", attention included" : "");
+  return work;
+}
+
+// Filling a cache: pack_keys and pack_values.
+BenchWork packing_work(const KernelInfo &kernel, const BenchSizes &sizes) {
+  struct Packing {
+    Tensor key, value;
+    KvCache cache;
+  };
+  const DType type = type_of(kernel);
+  const int64_t dim = kernel.head_dim;
+  const auto call =
+      std::make_shared<Packing>(Packing{random_tensor(type, {sizes.batch, sizes.heads, sizes.keys, dim}),
+                                        random_tensor(type, {sizes.batch, sizes.heads, sizes.keys, dim}),
+                                        KvCache(sizes.batch, sizes.heads, dim, dim, sizes.keys, type)});
+  BenchWork work;
+  work.run = [call] {
+    call->cache.clear();
+    call->cache.append(call->key.view(), call->value.view());
+  };
+  work.amount = 2 * static_cast<double>(call->key.view().num_elements() * size_of(type));
+  work.unit = kBytes;
+  work.sizes = heads_text(sizes) + std::to_string(sizes.keys) + " keys and values";
+  return work;
+}
+
+BenchWork rotary_work(const KernelInfo &kernel, const BenchSizes &sizes) {
+  struct Rotation {
+    Tensor x, y, inv_freq;
+    Rope rope;
+  };
+  const DType type = type_of(kernel);
+  const auto call = std::make_shared<Rotation>(
+      Rotation{random_tensor(type, {sizes.batch, sizes.heads, sizes.queries, kUsualHeadDim}),
+               Tensor(type, {sizes.batch, sizes.heads, sizes.queries, kUsualHeadDim}),
+               Tensor(DType::f32, {kUsualHeadDim / 2}),
+               {}});
+  Rope::default_inv_freq(kUsualHeadDim, 10000, call->inv_freq.as<float>());
+  call->rope.inv_freq = call->inv_freq.view();
+  BenchWork work;
+  work.run = [call] { rotate(call->rope, call->x.view(), {}, {}, call->y); };
+  work.amount = static_cast<double>(call->x.view().num_elements() * size_of(type));
+  work.unit = kBytes;
+  work.sizes = heads_text(sizes) + std::to_string(sizes.queries) + " tokens";
+  return work;
+}
+
+BenchWork projection_work(const KernelInfo &kernel, const BenchSizes &sizes) {
+  struct Projection {
+    Tensor x, y;
+    Linear linear;
+  };
+  const DType type = type_of(kernel);
+  const auto call = std::make_shared<Projection>(Projection{
+      random_tensor(type, {sizes.rows, sizes.features}), Tensor(type, {sizes.rows, sizes.features}),
+      Linear(random_tensor(type, {sizes.features, sizes.features}).view(), {}, type)});
+  BenchWork work;
+  work.run = [call] { call->linear.forward(call->x.view(), call->y); };
+  work.amount = 2.0 * static_cast<double>(sizes.rows * sizes.features * sizes.features);
+  work.unit = kOperations;
+  work.sizes = std::to_string(sizes.rows) + " rows, " + std::to_string(sizes.features) + "x" +
+               std::to_string(sizes.features);
+  return work;
+}
+
+}  // namespace
+
+BenchWork make_work(const KernelInfo &kernel, const BenchSizes &sizes) {
+  const std::string kind = kernel.kind;
+  if (kind == "prefill" || kind == "weights") return attention_work(kernel, sizes, false);
+  if (kind == "decode") return attention_work(kernel, sizes, true);
+  if (kind == "pack_keys") return packing_work(kernel, sizes);
+  if (kind == "rotary") return rotary_work(kernel, sizes);
+  if (kind == "projection") return projection_work(kernel, sizes);
+  return {};
+}
+
+}  // namespace posattn::cli
