@@ -31,8 +31,10 @@ inline Halide::Expr exp2_nonpositive(const Halide::Expr &x) {
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. Fast math would fold the pair of
   // operations away, hence the strict ones; round() becomes two half-width instructions on AVX-512.
   const float magic = 12582912.f;
-  // As unsigned integers, negative floats grow towards minus infinity; unlike max(x, -127), this keeps a NaN.
-  const Expr clamped = reinterpret<float>(min(reinterpret<uint32_t>(x), reinterpret<uint32_t>(Expr(-127.f))));
+  // Unlike max(x, -127), this keeps a NaN of either sign; selected as bits, as fast math knows no NaN.
+  const Expr below = Call::make(Bool(), Call::strict_lt, {x, -127.f}, Call::PureIntrinsic);
+  const Expr clamped =
+      reinterpret<float>(select(below, reinterpret<uint32_t>(Expr(-127.f)), reinterpret<uint32_t>(x)));
   const Expr shifted = strict_float_op(Call::strict_add, clamped, magic);
   const Expr fraction =
       strict_float_op(Call::strict_sub, clamped, strict_float_op(Call::strict_sub, shifted, magic));

@@ -321,7 +321,7 @@ class Attend {
     const bool has_masks = plan_.key_bias || plan_.add.given() || plan_.dense.given() || plan_.keep.given();
     call.set("scale", problem_.scale).set("softcap", args_.softcap);
     call.set("row_heads", static_cast<int32_t>(row_heads)).set("group", static_cast<int32_t>(problem_.group));
-    call.set("split_blocks", static_cast<int32_t>(plan_.split_blocks)).set("head_first", 0);
+    call.set("split_blocks", static_cast<int32_t>(plan_.split_blocks));
     call.set("q", all.q).set("keys", all.keys).set("values", all.values);
     call.set("row_begin", all.row_begin).set("row_end", all.row_end);
     call.set("has_masks", has_masks).set("has_key_bias", plan_.key_bias != nullptr);

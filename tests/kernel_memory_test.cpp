@@ -67,6 +67,7 @@ TEST(KernelMemory, BlocksDoNotOverlap) {
     left[size_t(worker)] = pieces;
   };
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int worker = 0; worker < 4; worker++) threads.emplace_back(work, worker);
   for (std::thread &thread : threads) thread.join();
   for (int worker = 0; worker < 4; worker++) {
