@@ -42,6 +42,9 @@ class Attention : public ScoreGenerator<Attention> {
 
     // The algorithm.
 
+    if (!decode) set_rows_are_queries();
+    f.has_offsets = has_offsets;
+
     // Queries in float32, zero beyond their own head dimension.
     const Expr q_value = q(min(d, q.dim(0).extent() - 1), query_of(row), head_of(row, head), batch);
     f.query(d, row, row_block, head, batch) =
@@ -71,8 +74,8 @@ class Attention : public ScoreGenerator<Attention> {
     f.tiles = RDom(0, tiling.tiles, "tiles");
     f.tiles.where(f.tiles < tiles_in(block));
     f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
-    f.score(lane, f.tiles, row, block, row_block, head, batch) =
-        f.product(lane, f.tiles, row, block, row_block, head, batch) * scale;
+    f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
+        f.product(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
     const Expr computed_end = block * tiling.keys() + tiles_in(block) * tiling.lanes;
     const Expr some_out_of_range = range[1] > block * tiling.keys() || range[2] < computed_end;
     f.edge_tiles(block, row_block, batch) = select(some_out_of_range, tiles_in(block), 0);

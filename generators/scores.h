@@ -50,7 +50,8 @@ class ScoreGenerator : public Halide::Generator<T> {
   Input<int> row_heads{"row_heads"};
   Input<int> group{"group"};                // query heads to a key head
   Input<int> split_blocks{"split_blocks"};  // key blocks to a split
-  // A shift-invariant bias, tabulated: offsets(key - query + offset_zero, head). Padded by one key tile.
+  // A shift-invariant bias, tabulated: offsets(key - query + offset_zero, head). Padded by one key tile. Not
+  // with a softcap.
   Input<bool> has_offsets{"has_offsets"};
   Input<int> offset_zero{"offset_zero"};
   Input<bool> has_masks{"has_masks"};  // any of the next four
@@ -85,12 +86,23 @@ class ScoreGenerator : public Halide::Generator<T> {
   }
 
   // Rows beyond the last one, which tiles may ask for, repeat it.
-  Expr rows() const { return q.dim(1).extent() * row_heads; }
-  Expr query_of(const Expr &r) const { return Halide::min(r, rows() - 1) / row_heads; }
+  Expr rows() const { return q.dim(1).extent() * heads_of_row(); }
+  Expr query_of(const Expr &r) const { return Halide::min(r, rows() - 1) / heads_of_row(); }
   Expr head_of(const Expr &r, const Expr &h) const {
-    return h * row_heads + Halide::min(r, rows() - 1) % row_heads;
+    return h * heads_of_row() + Halide::min(r, rows() - 1) % heads_of_row();
   }
-  Expr kv_head_of(const Expr &h) const { return h * row_heads / group; }
+  Expr kv_head_of(const Expr &h) const { return h * heads_of_row() / group; }
+  // For a kernel whose row_heads is always 1: divisions by it would cost more than a pass over a row of a
+  // tile.
+  void set_rows_are_queries() { rows_are_queries_ = true; }
+
+  // A scaled product with its tabulated bias: where the product is stored, a bias costs a load. Only for a
+  // schedule that specializes on has_offsets, as there is no table otherwise. Without it, add_passes() adds
+  // the table.
+  Expr scaled(const Expr &product, const Expr &key) {
+    offsets_added_ = true;
+    return product * scale + Halide::select(has_offsets, offset_bias(key), 0.f);
+  }
 
   // What a schedule may rely on: no offsets, and the packed forms dense.
   void declare_layout(const KeyTiling &tiling) {
@@ -133,8 +145,7 @@ class ScoreGenerator : public Halide::Generator<T> {
       pass(Expr(true),
            [&](const Tile &t) { return with_branch(find_branch(name), t.score, t.key, query, score_head); });
     }
-    pass(has_offsets,
-         [&](const Tile &t) { return t.score + offsets(t.key - query + offset_zero, score_head); });
+    if (!offsets_added_) pass(has_offsets, [&](const Tile &t) { return t.score + offset_bias(t.key); });
 
     // What is hidden stays hidden. Sums of finite terms stay visible, as only -infinity hides.
     const auto biased = [](const Expr &s, const Expr &bias) {
@@ -158,6 +169,10 @@ class ScoreGenerator : public Halide::Generator<T> {
   std::vector<RDom> passes_;  // of the updates of the score, in order
 
  private:
+  Expr heads_of_row() const { return rows_are_queries_ ? Expr(1) : Expr(row_heads); }
+
+  Expr offset_bias(const Expr &key) { return offsets(key - query_of(row) + offset_zero, head_of(row, head)); }
+
   Expr with_branch(const Branch &branch, const Expr &score, const Expr &key, const Expr &query,
                    const Expr &score_head) {
     using namespace Halide;
@@ -186,6 +201,7 @@ class ScoreGenerator : public Halide::Generator<T> {
   }
 
   BranchArguments branch_arguments_;
+  bool offsets_added_ = false, rows_are_queries_ = false;
 };
 
 }  // namespace posattn

@@ -26,6 +26,7 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
     const KeyTiling tiling{machine.key_lanes, key_block / machine.key_lanes};
 
     // The algorithm.
+    set_rows_are_queries();
     const Expr last_d = min(q.dim(0).extent(), keys.dim(1).extent());
     rd = RDom(0, last_d, "rd");
     product(lane, tile, row, block, row_block, head, batch) = 0.f;

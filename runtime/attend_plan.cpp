@@ -39,6 +39,8 @@ class Finder {
     out = AttendKernels();
     out.target = target_;
     out.tabulated = tabulated && problem_.branches.size > 0;
+    // Kernels add a table to the product as they store it: too early for a softcap.
+    if (out.tabulated && args_.softcap > 0) return false;
     const BranchSet none, &branches = out.tabulated ? none : problem_.branches;
     const AttendShape &shape = problem_.shape;
 

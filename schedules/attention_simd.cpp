@@ -66,6 +66,7 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   const auto tile_scores = [&, &row = row, &lane = lane](Stage stage, int tile_rows) {
     stage.split(row, ro, ri, tile_rows, TailStrategy::RoundUp).reorder(lane, ri, ro, f.tiles);
     stage.vectorize(lane, lanes).unroll(lane).unroll(ri);
+    stage.specialize(f.has_offsets);
   };
   if (tiles.single_row_channels) tile_scores(f.score.update(0).specialize(f.single_row), 1);
   tile_scores(f.score.update(0), rows);

@@ -21,6 +21,7 @@ struct AttentionFuncs {
   Halide::RDom tiles, rd, rk, rv, rb, rx, block_rows;
   std::vector<Halide::RDom> passes;
   Halide::Expr single_row;     // the kernel is called with one row
+  Halide::Expr has_offsets;    // a tabulated bias is added to the products
   Halide::Expr full_head_dim;  // no padding of the head dimension is needed
 };
 

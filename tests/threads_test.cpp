@@ -115,6 +115,7 @@ TEST_F(Threads, ManyCallersDoNotMultiplyThePool) {
   set_num_threads(kPool);
   Loop loop(kCallers * 50);
   std::vector<std::thread> callers;
+  callers.reserve(kCallers);
   std::atomic<int> failures{0};
   for (int c = 0; c < kCallers; ++c) {
     callers.emplace_back([&, c] {
