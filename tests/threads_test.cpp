@@ -4,6 +4,7 @@
 #include <HalideRuntime.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <set>
@@ -145,12 +146,16 @@ TEST_F(Threads, LoopsInsideOfLoops) {
     expect_each_once(loop);
     EXPECT_LE(loop.most_active, threads);
   }
-  // Few outer iterations leave threads for the inner ones.
+  // Few outer iterations leave threads for the inner ones; on a busy machine these may come too late for one.
   set_num_threads(4);
-  Loop loop(20);
-  EXPECT_EQ(halide_do_par_for(nullptr, nested_task, 0, 2, reinterpret_cast<uint8_t *>(&loop)), 0);
-  expect_each_once(loop);
-  EXPECT_GT(loop.most_active, 2);
+  int most_active = 0;
+  for (int attempt = 0; attempt < 1000 && most_active <= 2; ++attempt) {
+    Loop loop(20);
+    EXPECT_EQ(halide_do_par_for(nullptr, nested_task, 0, 2, reinterpret_cast<uint8_t *>(&loop)), 0);
+    expect_each_once(loop);
+    most_active = std::max<int>(most_active, loop.most_active);
+  }
+  EXPECT_GT(most_active, 2);
 }
 
 struct Hook {
