@@ -30,6 +30,13 @@ template <typename... Args>
 
 Expr tile_int(int value) { return Expr(static_cast<int16_t>(value)); }
 
+// The Var of a loop of an update. Halide lets some loops start at 0 and renames them.
+std::string var_of(const For *loop) {
+  const std::string var = loop->name.substr(loop->name.rfind(".s1.") + 4), suffix = ".rebased";
+  const size_t size = var.size() - std::min(var.size(), suffix.size());
+  return var.compare(size, std::string::npos, suffix) == 0 ? var.substr(0, size) : var;
+}
+
 // Replaces loops over n, m and k by tile instructions.
 class Nest {
  public:
@@ -49,16 +56,16 @@ class Nest {
     find_operands();
   }
 
-  // As many steps as there are at run time; `none` is for no step.
-  Stmt lower(const Stmt &none) const {
+  // As many steps as there are at run time.
+  Stmt lower() const {
     if (matmul_.steps.empty()) return blocks(1);
     const Expr steps = loops_.at(matmul_.steps).extent;
     // A version for each number of steps: sums never leave their registers.
     Stmt result = blocks(matmul_.most_steps);
-    for (int count = matmul_.most_steps - 1; count >= 1; count--) {
-      result = IfThenElse::make(steps == count, blocks(count), result);
+    for (int count = matmul_.most_steps - 1; count >= 0; count--) {
+      result = IfThenElse::make(steps <= count, blocks(count), result);
     }
-    return IfThenElse::make(steps <= 0, none, result);
+    return result;
   }
 
  private:
@@ -81,8 +88,7 @@ class Nest {
     for (;;) {
       if (const For *loop = stmt.as<For>()) {
         if (loop->for_type != ForType::Serial) fail(matmul_, "expected a serial loop, got ", loop->name);
-        const std::string var = loop->name.substr(loop->name.rfind(".s1.") + 4);
-        loops_[var] = {loop->name, inlined(loop->min), simplify(inlined(loop->extent))};
+        loops_[var_of(loop)] = {loop->name, inlined(loop->min), simplify(inlined(loop->extent))};
         stmt = loop->body;
       } else if (const LetStmt *let = stmt.as<LetStmt>()) {
         lets.emplace_back(let->name, let->value);
@@ -293,20 +299,26 @@ bool is_loop_of(const For *loop, const std::string &func, int stage) {
   return loop->name.compare(0, prefix.size(), prefix) == 0;
 }
 
-// Takes the loops of the initial value out of a produce node.
-class TakeInit : public IRMutator {
+// Replaces the loops of the update, and drops those of the initial value: sums start from zeroed tiles.
+class ReplaceLoops : public IRMutator {
  public:
-  explicit TakeInit(const TileMatmul &matmul) : matmul_(matmul) {}
-  Stmt taken;
+  explicit ReplaceLoops(const TileMatmul &matmul) : matmul_(matmul) {}
+  bool found_init = false, found_update = false;
 
  protected:
   using IRMutator::visit;
   Stmt visit(const For *op) override {
-    if (!is_loop_of(op, matmul_.func, 0)) return IRMutator::visit(op);
-    if (taken.defined()) fail(matmul_, "expected one definition before the update");
-    check_zero(op);
-    taken = op;
-    return Evaluate::make(0);
+    if (is_loop_of(op, matmul_.func, 0)) {
+      check_zero(op);
+      found_init = true;
+      return Evaluate::make(0);
+    }
+    if (!is_loop_of(op, matmul_.func, 1)) return IRMutator::visit(op);
+    const std::string var = var_of(op);
+    const bool inner = var == matmul_.n || var == matmul_.m || var == matmul_.k || var == matmul_.steps;
+    if (!inner) return IRMutator::visit(op);
+    found_update = true;
+    return Nest(matmul_, op).lower();
   }
 
  private:
@@ -323,31 +335,6 @@ class TakeInit : public IRMutator {
     if (!values.zero) fail(matmul_, "expected an initial value of zero");
   }
   const TileMatmul &matmul_;
-};
-
-class ReplaceUpdate : public IRMutator {
- public:
-  ReplaceUpdate(const TileMatmul &matmul, Stmt init) : matmul_(matmul), init_(std::move(init)) {}
-  int replaced = 0;
-
- protected:
-  using IRMutator::visit;
-  Stmt visit(const For *op) override {
-    if (!is_loop_of(op, matmul_.func, 1)) return IRMutator::visit(op);
-    const std::string var = op->name.substr(op->name.rfind(".s1.") + 4);
-    const bool inner = var == matmul_.n || var == matmul_.m || var == matmul_.k || var == matmul_.steps;
-    if (!inner) {
-      // A loop over another dimension stays; what is for no step clears all of them at once.
-      if (!matmul_.steps.empty()) fail(matmul_, "expected steps = ", matmul_.steps, " outermost, got ", var);
-      return IRMutator::visit(op);
-    }
-    replaced++;
-    return Nest(matmul_, op).lower(init_);
-  }
-
- private:
-  const TileMatmul &matmul_;
-  const Stmt init_;
 };
 
 }  // namespace
@@ -367,12 +354,10 @@ Stmt LowerTileMatmuls::mutate(const Stmt &stmt) {
 Stmt LowerTileMatmuls::visit(const ProducerConsumer *op) {
   for (size_t i = 0; i < matmuls_.size(); i++) {
     if (!op->is_producer || op->name != matmuls_[i].func) continue;
-    TakeInit take(matmuls_[i]);
-    const Stmt update = take.mutate(op->body);
-    if (!take.taken.defined()) fail(matmuls_[i], "expected loops that set it to zero");
-    ReplaceUpdate replace(matmuls_[i], take.taken);
-    const Stmt body = replace.mutate(update);
-    if (replace.replaced == 0) fail(matmuls_[i], "expected loops of an update");
+    ReplaceLoops replace(matmuls_[i]);
+    const Stmt body = replace.mutate(op->body);
+    if (!replace.found_init) fail(matmuls_[i], "expected loops that set it to zero");
+    if (!replace.found_update) fail(matmuls_[i], "expected loops of an update");
     found_[i] = true;
     return ProducerConsumer::make(op->name, true, body);
   }
