@@ -2,6 +2,7 @@
 // lengths, never with their product. Prefill and decode are this algorithm under two schedules.
 #include "generators/scores.h"
 #include "generators/storage.h"
+#include "schedules/attention_amx.h"
 #include "schedules/attention_simd.h"
 
 namespace posattn {
@@ -31,7 +32,9 @@ class Attention : public ScoreGenerator<Attention> {
   void generate() {
     const schedules::Machine machine = schedules::machine(get_target());
     const int D = head_dim, lanes = machine.lanes;
-    tiles = schedules::attention_tiles(machine, head_dim, decode);
+    f.on_tiles = machine.amx && !decode && D % schedules::kAmxDepth == 0;
+    tiles = f.on_tiles ? schedules::attention_tiles_amx(head_dim)
+                       : schedules::attention_tiles(machine, head_dim, decode);
     const auto set = [](int &tile, int value) { tile = value > 0 ? value : tile; };
     set(tiles.query_block, this->query_block), set(tiles.row_chunk, row_chunk),
         set(tiles.key_block, key_block);
@@ -45,10 +48,12 @@ class Attention : public ScoreGenerator<Attention> {
     if (!decode) set_rows_are_queries();
     f.has_offsets = has_offsets;
 
-    // Queries in float32, zero beyond their own head dimension.
+    // Queries, zero beyond their own head dimension; in float32 where arithmetic is.
     const Expr q_value = q(min(d, q.dim(0).extent() - 1), query_of(row), head_of(row, head), batch);
+    const Expr q_bits = select(d < q.dim(0).extent(), word_of(q_value), cast(UInt(q_value.type().bits()), 0));
     f.query(d, row, row_block, head, batch) =
-        select(d < q.dim(0).extent(), load_float(q_value, get_target()), 0.f);
+        f.on_tiles ? reinterpret(Type(type), q_bits)
+                   : select(d < q.dim(0).extent(), load_float(q_value, get_target()), 0.f);
     f.full_head_dim = q.dim(0).extent() == D;
     f.single_row = rows() == 1;
 
@@ -69,8 +74,8 @@ class Attention : public ScoreGenerator<Attention> {
     f.rd = RDom(0, D, "rd");
     f.product(lane, tile, row, block, row_block, head, batch) = 0.f;
     f.product(lane, tile, row, block, row_block, head, batch) +=
-        f.query(f.rd, row, row_block, head, batch) *
-        load_float(keys(lane, f.rd, block * tiling.tiles + tile, kv_head_of(head), batch), get_target());
+        load_float(f.query(f.rd, row, row_block, head, batch), get_target()) *
+        packing().key(keys, lane, f.rd, block * tiling.tiles + tile, kv_head_of(head), batch);
     f.tiles = RDom(0, tiling.tiles, "tiles");
     f.tiles.where(f.tiles < tiles_in(block));
     f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
@@ -100,21 +105,40 @@ class Attention : public ScoreGenerator<Attention> {
     }
     f.maximum(row, block, row_block, head, batch) =
         f.maximum_tree.back()(0, row, block, row_block, head, batch);
-    f.weight(lane, tile, row, block, row_block, head, batch) = undef<float>();
-    f.weight(lane, f.tiles, row, block, row_block, head, batch) =
-        exp_nonpositive(f.score(lane, f.tiles, row, block, row_block, head, batch) -
-                        f.maximum(row, block, row_block, head, batch));
+    const auto weight_of = [&](const Expr &in_tile) {
+      return exp_nonpositive(f.score(in_tile, f.tiles, row, block, row_block, head, batch) -
+                             f.maximum(row, block, row_block, head, batch));
+    };
+    const int words = tiling.lanes / 2;
+    if (f.on_tiles) {
+      // Two in a word, as values are, rounded to bfloat16: as a product of matrices of that type takes its
+      // operands. Beside them sums of two that are not rounded, so that lse is as exact as float32 allows.
+      const Expr low = weight_of(lane), high = weight_of(lane + words);
+      f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(undef<int32_t>(), undef<float>());
+      f.weight(lane, f.tiles, row, block, row_block, head, batch) =
+          Tuple(Packing::rounded_word(low, high), low + high);
+    } else {
+      f.weight(lane, tile, row, block, row_block, head, batch) = undef<float>();
+      f.weight(lane, f.tiles, row, block, row_block, head, batch) = weight_of(lane);
+    }
+    f.rs = RDom(0, (f.on_tiles ? words : tiling.lanes) / lanes, 0, tiling.tiles, "rs");
+    f.rs.where(f.rs.y < tiles_in(block));
+    const FuncRef summed = f.weight(f.rs.x * lanes + x, f.rs.y, row, block, row_block, head, batch);
     f.sum(x, row, block, row_block, head, batch) = 0.f;
-    f.sum(x, row, block, row_block, head, batch) +=
-        f.weight(f.rk.x * lanes + x, f.rk.y, row, block, row_block, head, batch);
+    f.sum(x, row, block, row_block, head, batch) += f.on_tiles ? Expr(summed[1]) : Expr(summed);
 
     // The block's weighted values.
     f.rv = RDom(0, tiling.lanes, 0, tiling.tiles, "rv");
     f.rv.where(f.rv.y < tiles_in(block));
+    const auto weight_at = [&](const Expr &in_tile, const Expr &in_block) -> Expr {
+      if (!f.on_tiles) return f.weight(in_tile, in_block, row, block, row_block, head, batch);
+      const FuncRef pair = f.weight(in_tile % words, in_block, row, block, row_block, head, batch);
+      return Packing::half(pair[0], in_tile / words);
+    };
     f.weighted(d, row, block, row_block, head, batch) = 0.f;
     f.weighted(d, row, block, row_block, head, batch) +=
-        f.weight(f.rv.x, f.rv.y, row, block, row_block, head, batch) *
-        load_float(values(d, tiling.key(f.rv.x, f.rv.y, block), kv_head_of(head), batch), get_target());
+        weight_at(f.rv.x, f.rv.y) *
+        packing().value(values, d, f.rv.x, block * tiling.tiles + f.rv.y, kv_head_of(head), batch);
     f.block_output(d, row, block, row_block, head, batch) = f.weighted(d, row, block, row_block, head, batch);
 
     // Blocks merge in sequence: state (maximum, sum by lanes, output in vectors of lanes).
@@ -164,15 +188,22 @@ class Attention : public ScoreGenerator<Attention> {
     f.lse = lse;
     f.vars = {x, lane, tile, row, block, split, row_block, head, batch, d};
     declare_layout(tiling);
-    keys.dim(1).set_extent(D);
-    keys.dim(2).set_stride(tiling.lanes * D);
+    const int elements = D / packing().numbers();  // of a key
+    keys.dim(1).set_extent(elements);
+    keys.dim(2).set_stride(tiling.lanes * elements);
     values.dim(0).set_bounds(0, D);
     values.dim(1).set_stride(D);
     for (int i = 0; i < 5; i++) out.dim(i).set_min(0);
     for (int i = 0; i < 4; i++) lse.dim(i).set_bounds(0, out.dim(i + 1).extent());
   }
 
-  void schedule() { schedules::schedule_attention(f, schedules::machine(get_target()), tiles); }
+  void schedule() {
+    if (f.on_tiles) {
+      schedules::schedule_attention_amx(f, tiles, get_pipeline());
+    } else {
+      schedules::schedule_attention(f, schedules::machine(get_target()), tiles);
+    }
+  }
 
  private:
   schedules::AttentionFuncs f;

@@ -10,6 +10,7 @@
 #include "generators/branch.h"
 #include "generators/branch_arguments.h"
 #include "generators/fast_math.h"
+#include "generators/packing.h"
 #include "schedules/machine.h"
 
 namespace posattn {
@@ -59,8 +60,9 @@ class ScoreGenerator : public Halide::Generator<T> {
   Input<bool> keep_value{"keep_value"};  // the value of keep_mask that lets a key be seen
 
   Input<Buffer<void, 4>> q{"q"};            // (d, query, head, batch)
-  Input<Buffer<void, 5>> keys{"keys"};      // (lane, d, key tile, kv_head, batch), zero beyond the last key
-  Input<Buffer<void, 4>> values{"values"};  // (d, key, kv_head, batch), zero beyond the last key
+  // In the forms of packing.h, zero beyond the last key.
+  Input<Buffer<void, 5>> keys{"keys"};      // (lane, d, key tile, kv_head, batch)
+  Input<Buffer<void, 4>> values{"values"};  // (d, key, kv_head, batch)
   // The keys that a query may see are [row_begin, row_end): causal, window and lengths.
   Input<Buffer<int, 2>> row_begin{"row_begin"}, row_end{"row_end"};  // (query, batch)
   Input<Buffer<float, 2>> key_bias{"key_bias"};  // (key, batch), -infinity hides; padded by a tile
@@ -81,9 +83,11 @@ class ScoreGenerator : public Halide::Generator<T> {
   void declare_branches() {
     branch_arguments_.declare(*this, branches);
     q.set_type(type);
-    keys.set_type(type);
-    values.set_type(type);
+    keys.set_type(packing().element());
+    values.set_type(packing().element());
   }
+
+  Packing packing() const { return {this->get_target(), type}; }
 
   // Rows beyond the last one, which tiles may ask for, repeat it.
   Expr rows() const { return q.dim(1).extent() * heads_of_row(); }

@@ -27,12 +27,11 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
 
     // The algorithm.
     set_rows_are_queries();
-    const Expr last_d = min(q.dim(0).extent(), keys.dim(1).extent());
+    const Expr last_d = min(q.dim(0).extent(), keys.dim(1).extent() * packing().numbers());
     rd = RDom(0, last_d, "rd");
     product(lane, tile, row, block, row_block, head, batch) = 0.f;
     const Expr q_value = load_float(q(rd, query_of(row), head_of(row, head), batch), get_target());
-    const Expr k_value =
-        load_float(keys(lane, rd, block * tiling.tiles + tile, kv_head_of(head), batch), get_target());
+    const Expr k_value = packing().key(keys, lane, rd, block * tiling.tiles + tile, kv_head_of(head), batch);
     const FuncRef p = product(lane, tile, row, block, row_block, head, batch);
     // Scores are computed twice, for the sums and for the weights, and must come out the same: where products
     // are not fused with sums, fast math would round them in one order here and in another there.

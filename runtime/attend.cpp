@@ -7,6 +7,7 @@
 
 #include "runtime/attend_plan.h"
 #include "runtime/error.h"
+#include "runtime/packed_buffers.h"
 
 namespace posattn {
 namespace {
@@ -136,7 +137,7 @@ class Attend {
       in = out;
     }
     for (int64_t h = 0; h < shape_.query_heads; ++h) {
-      std::fill_n(plan_.offsets + h * stride + rows, plan_.lanes, 0.0f);
+      std::fill_n(plan_.offsets + h * stride + rows, plan_.layout.lanes, 0.0f);
     }
   }
 
@@ -161,23 +162,18 @@ class Attend {
     const int64_t B = shape_.batch, Hq = shape_.query_heads, Hkv = shape_.kv_heads, Tq = shape_.queries;
     Buffers all;
     all.q = plan_.q_rotated ? dense(plan_.q_rotated, shape_.head_dim, Tq, Hq) : kernel_buffer(args_.query);
-    all.keys = KernelBuffer(plan_.keys, problem_.type);
-    all.values = KernelBuffer(plan_.values, problem_.type);
-    const int64_t tile = plan_.lanes * plan_.head_dim;
-    // Packed memory of a head: all of its capacity in a cache.
-    int64_t head_stride = plan_.blocks * tile, value_stride = plan_.padded_keys * plan_.head_dim;
-    int64_t batch_stride = Hkv * head_stride, value_batch_stride = Hkv * value_stride;
+    const PackedLayout &layout = plan_.layout;
+    const int64_t head_size = plan_.blocks * layout.tile_size();
+    PackedMemory keys{plan_.keys, problem_.type, plan_.blocks, Hkv, head_size, B, Hkv * head_size};
     if (args_.cache && !plan_.keys) {
-      const TensorView keys = args_.cache->packed_keys(), values = args_.cache->packed_values();
-      all.keys.data = keys.data();
-      all.values.data = values.data();
-      batch_stride = keys.stride(0), head_stride = keys.stride(1);
-      value_batch_stride = values.stride(0), value_stride = values.stride(1);
+      const TensorView in_cache = args_.cache->packed_keys();  // a head's memory is for all of its capacity
+      keys.data = in_cache.data();
+      keys.head_stride = in_cache.stride(1), keys.batch_stride = in_cache.stride(0);
     }
-    all.keys.dim(plan_.lanes, 1).dim(plan_.head_dim, plan_.lanes).dim(plan_.blocks, tile);
-    all.keys.dim(Hkv, head_stride).dim(B, batch_stride);
-    all.values.dim(plan_.head_dim, 1).dim(plan_.padded_keys, plan_.head_dim);
-    all.values.dim(Hkv, value_stride).dim(B, value_batch_stride);
+    PackedMemory values = keys;
+    values.data = args_.cache && !plan_.keys ? args_.cache->packed_values().data() : plan_.values;
+    all.keys = packed_keys(layout, keys);
+    all.values = packed_values(layout, values);
     if (plan_.values_in_place) all.values = kernel_buffer(args_.value);
 
     all.row_begin = of_tokens(plan_.row_begin, DType::i32, Tq, Tq, plan_.rows_per_batch);
@@ -275,7 +271,8 @@ class Attend {
   void copy_cleared() const {
     const TensorView keys = args_.cache->packed_keys(), values = args_.cache->packed_values();
     const size_t size = static_cast<size_t>(size_of(problem_.type));
-    const size_t head_elements = static_cast<size_t>(plan_.padded_keys * plan_.head_dim);
+    const PackedLayout &layout = plan_.layout;
+    const size_t head_elements = static_cast<size_t>(plan_.padded_keys * layout.head_dim);
     for (int64_t b = 0; b < shape_.batch; ++b) {
       const uint8_t *visible = plan_.visible + (plan_.key_masks_per_batch ? b * shape_.keys : 0);
       for (int64_t h = 0; h < shape_.kv_heads; ++h) {
@@ -286,13 +283,12 @@ class Attend {
         };
         std::memcpy(k, from(keys), head_elements * size);
         std::memcpy(v, from(values), head_elements * size);
-        const size_t lanes = static_cast<size_t>(plan_.lanes), dim = static_cast<size_t>(plan_.head_dim);
-        for (size_t j = 0; j < static_cast<size_t>(shape_.keys); ++j) {
+        for (int64_t j = 0; j < shape_.keys; ++j) {
           if (visible[j]) continue;
-          for (size_t d = 0; d < dim; ++d) {
-            std::memset(k + ((j / lanes * dim + d) * lanes + j % lanes) * size, 0, size);
+          for (int64_t d = 0; d < layout.head_dim; ++d) {
+            std::memset(k + static_cast<size_t>(layout.key_index(j, d)) * size, 0, size);
+            std::memset(v + static_cast<size_t>(layout.value_index(j, d)) * size, 0, size);
           }
-          std::memset(v + j * dim * size, 0, dim * size);
         }
       }
     }

@@ -5,6 +5,7 @@
 
 #include "runtime/cpu.h"
 #include "runtime/error.h"
+#include "runtime/packed_buffers.h"
 
 namespace posattn {
 namespace {
@@ -48,7 +49,7 @@ class Finder {
     query.branches = branches;
     query.head_dim = std::max(shape.head_dim, shape.value_dim);
     if (args_.cache) {
-      query.head_dim = args_.cache->packed_head_dim();
+      query.head_dim = args_.cache->layout().head_dim;
       query.exact_head_dim = true;
     }
     if (shape.queries == 1 || shape.queries * problem_.group <= kMostDecodeRows) {
@@ -181,11 +182,11 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
   const int64_t B = shape.batch, Hq = shape.query_heads, Hkv = shape.kv_heads;
   AttendPlan plan{};
   plan.kernels = kernels;
-  plan.head_dim = kernels.attention->info->head_dim;
-  plan.lanes = args.cache ? args.cache->key_lanes()
-                          : kernels.pack_keys->estimate("keys", 0, cpu_target(kernels.target).key_lanes);
-  plan.blocks = ceil_div(shape.keys, plan.lanes);
-  plan.padded_keys = plan.blocks * plan.lanes;
+  plan.layout = args.cache
+                    ? args.cache->layout()
+                    : packed_layout(*kernels.pack_keys, cpu_target(kernels.target).key_lanes);
+  plan.blocks = ceil_div(shape.keys, plan.layout.lanes);
+  plan.padded_keys = plan.blocks * plan.layout.lanes;
   plan_splits(problem, plan);
 
   plan.rows_per_batch = !args.key_lengths.empty();
@@ -216,7 +217,7 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
   }
   if (kernels.tabulated) {
     plan.num_offsets = shape.queries + shape.keys - 1;
-    plan.offsets_stride = plan.num_offsets + plan.lanes;  // kernels read a whole tile of keys
+    plan.offsets_stride = plan.num_offsets + plan.layout.lanes;  // kernels read a whole tile of keys
     const int64_t count = product({plan.offsets_stride, Hq});
     plan.offsets = workspace.take<float>(count);
     if (problem.branches.size > 1) plan.other_offsets = workspace.take<float>(count);
@@ -237,19 +238,20 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
   }
   plan.pack = args.cache == nullptr;
   plan.clear_hidden = args.cache && problem.hides_keys && args.cache->may_hold_nonfinite();
-  plan.values_in_place = plan.pack && !problem.hides_keys && shape.value_dim == plan.head_dim &&
-                         args.value.stride(2) == plan.head_dim && plan.padded_keys == shape.keys;
+  plan.values_in_place = plan.pack && plan.layout.pairs == 1 && !problem.hides_keys &&
+                         shape.value_dim == plan.layout.head_dim &&
+                         args.value.stride(2) == plan.layout.head_dim && plan.padded_keys == shape.keys;
   // Packed keys and values are read while they are in a core's cache, where many short sequences would
   // otherwise go through memory: B 512, T 15, 6 heads of 128 channels. Masks that are converted are so for
   // all batches at once.
   plan.batch_group = B;
-  const int64_t batch_bytes = product({2, Hkv, plan.padded_keys, plan.head_dim, size});
+  const int64_t batch_bytes = product({2, Hkv, plan.padded_keys, plan.layout.head_dim, size});
   if (plan.pack && !plan.keep.given() && !plan.add.given() && !plan.dense.given()) {
     constexpr int64_t kGroupBytes = 1 << 20;
     plan.batch_group = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(batch_bytes, 1), 1, B);
   }
   if (plan.pack || plan.clear_hidden) {
-    const int64_t bytes = product({plan.batch_group, Hkv, plan.padded_keys, plan.head_dim, size});
+    const int64_t bytes = product({plan.batch_group, Hkv, plan.padded_keys, plan.layout.head_dim, size});
     plan.keys = workspace.take_bytes(bytes);
     if (!plan.values_in_place) plan.values = workspace.take_bytes(bytes);
   }

@@ -4,6 +4,7 @@
 #include "runtime/attend_masks.h"
 #include "runtime/attend_problem.h"
 #include "runtime/kv_cache.h"
+#include "runtime/packed_layout.h"
 #include "runtime/rotary_call.h"
 #include "runtime/token_positions.h"
 #include "runtime/workspace.h"
@@ -28,8 +29,8 @@ bool find_attend_kernels(const AttendArgs &args, const AttendProblem &problem, b
 
 struct AttendPlan {
   AttendKernels kernels;
-  int64_t lanes, head_dim;      // packed
-  int64_t blocks, padded_keys;  // of `lanes` keys
+  PackedLayout layout;
+  int64_t blocks, padded_keys;  // of layout.lanes keys
   int64_t row_heads, splits, split_blocks;
   int64_t batch_group;  // batches that are packed, then attended to, at a time
   int64_t chunk;        // queries at a time: masks that are converted are so many rows

@@ -11,12 +11,28 @@ struct CpuTarget {
   const char *name;
   int key_lanes;  // keys that its kernels read side by side (schedules/machine.h); packed keys are laid out
                   // so
-  bool (*available)();
+  // Why this machine cannot run it, or null if it can.
+  const char *(*lacks)();
+  bool available() const { return lacks() == nullptr; }
 };
-constexpr int kNumCpuTargets = 3;
+constexpr int kNumCpuTargets = 4;
 const CpuTarget &cpu_target(int index);
 
 // Index of a target, or -1 if no target is called that.
 int find_cpu_target(const std::string &name);
+
+// Keeps the thread's configuration of AMX tiles, if it has one, and puts it back: kernels of the target amx
+// leave tiles unconfigured, and a caller may have configured its own. Costs a comparison on other machines.
+class KeepTileConfig {
+ public:
+  KeepTileConfig();
+  ~KeepTileConfig();
+  KeepTileConfig(const KeepTileConfig &) = delete;
+  KeepTileConfig &operator=(const KeepTileConfig &) = delete;
+
+ private:
+  alignas(64) uint8_t config_[64];
+  bool kept_;
+};
 
 }  // namespace posattn

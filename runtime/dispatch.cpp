@@ -1,7 +1,6 @@
 #include "runtime/dispatch.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cstring>
 #include <map>
@@ -217,11 +216,6 @@ const Kernel &require_kernel(const KernelQuery &query) {
 }
 
 TargetList usable_targets() {
-  static const std::array<bool, kNumCpuTargets> available = [] {
-    std::array<bool, kNumCpuTargets> result{};
-    for (int i = 0; i < kNumCpuTargets; ++i) result[static_cast<size_t>(i)] = cpu_target(i).available();
-    return result;
-  }();
   TargetList list{};
   const int forced = forced_target();
   if (forced >= 0) {
@@ -230,7 +224,7 @@ TargetList usable_targets() {
   }
   const Index &index = kernel_index();
   for (int i = 0; i < kNumCpuTargets; ++i) {
-    if (available[static_cast<size_t>(i)] && index.target_linked[i]) list.targets[list.size++] = i;
+    if (index.target_linked[i] && cpu_target(i).available()) list.targets[list.size++] = i;
   }
   return list;
 }

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "runtime/cpu.h"
 #include "runtime/error.h"
 #include "runtime/kernel_memory.h"
 #include "runtime/parallel.h"
@@ -154,6 +155,7 @@ void KernelCall::run() {
   }
   install_kernel_memory();
   install_parallel_for();
+  const KeepTileConfig keep;
   if (const int error = kernel_.info->call(pointers_)) {
     fail("kernel ", kernel_.info->kind, ": failed with code ", error);
   }

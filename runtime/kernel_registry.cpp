@@ -28,8 +28,8 @@ bool linked(int target) {
   return false;
 }
 
-std::string reason_for(bool cpu_has_it, bool is_linked) {
-  if (!cpu_has_it) return "this CPU or its operating system lacks it";
+std::string reason_for(int target, bool is_linked) {
+  if (const char *reason = cpu_target(target).lacks()) return reason;
   return is_linked ? "available" : "no kernel of this program is compiled for it";
 }
 
@@ -47,7 +47,7 @@ std::vector<TargetInfo> targets() {
   std::vector<TargetInfo> result;
   for (int i = 0; i < kNumCpuTargets; ++i) {
     const bool cpu_has_it = cpu_target(i).available(), is_linked = linked(i);
-    result.push_back({cpu_target(i).name, cpu_has_it, is_linked, reason_for(cpu_has_it, is_linked)});
+    result.push_back({cpu_target(i).name, cpu_has_it, is_linked, reason_for(i, is_linked)});
   }
   return result;
 }
@@ -64,7 +64,7 @@ void set_target(const std::string &name) {
     fail("target: expected one of ", known, ", got ", name);
   }
   const bool cpu_has_it = cpu_target(index).available(), is_linked = linked(index);
-  if (!cpu_has_it || !is_linked) fail("target: ", name, ": ", reason_for(cpu_has_it, is_linked));
+  if (!cpu_has_it || !is_linked) fail("target: ", name, ": ", reason_for(index, is_linked));
   registry().forced = index;
 }
 

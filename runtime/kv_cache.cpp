@@ -7,6 +7,7 @@
 #include "runtime/cpu.h"
 #include "runtime/dispatch.h"
 #include "runtime/error.h"
+#include "runtime/packed_buffers.h"
 
 namespace posattn {
 namespace {
@@ -81,19 +82,18 @@ KvCache::KvCache(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t valu
   }
   const Kernel &pack = pack_kernel(type, std::max(head_dim, value_dim));
   target_ = pack.target;
-  packed_dim_ = pack.info->head_dim;
-  lanes_ = pack.estimate("keys", 0, cpu_target(target_).key_lanes);
-  const int64_t blocks = round_up(capacity, lanes_) / lanes_;
-  keys_ = Tensor(type, {batch, kv_heads, blocks, packed_dim_, lanes_});
-  values_ = Tensor(type, {batch, kv_heads, blocks * lanes_, packed_dim_});
+  layout_ = packed_layout(pack, cpu_target(target_).key_lanes);
+  const int64_t tiles = round_up(capacity, layout_.lanes) / layout_.lanes;
+  keys_ = Tensor(type, {batch, kv_heads, tiles, layout_.tile_size()});
+  values_ = Tensor(type, {batch, kv_heads, tiles, layout_.tile_size()});
 }
 
 TensorView KvCache::packed_keys() const {
-  return static_cast<const TensorView &>(keys_.view()).slice(2, 0, round_up(length_, lanes_) / lanes_);
+  return static_cast<const TensorView &>(keys_.view()).slice(2, 0, num_tiles());
 }
 
 TensorView KvCache::packed_values() const {
-  return static_cast<const TensorView &>(values_.view()).slice(2, 0, round_up(length_, lanes_));
+  return static_cast<const TensorView &>(values_.view()).slice(2, 0, num_tiles());
 }
 
 void KvCache::check_append(const TensorView &key, const TensorView &value) const {
@@ -127,44 +127,23 @@ void KvCache::check_append(const TensorView &key, const TensorView &value) const
 
 template <typename Word>
 void KvCache::append_rows(const TensorView &key, const TensorView &value) {
-  const int64_t tokens = key.size(2);
-  for (int64_t b = 0; b < batch_; ++b) {
-    for (int64_t h = 0; h < kv_heads_; ++h) {
-      Word *keys = keys_.as<Word>() + b * keys_.view().stride(0) + h * keys_.view().stride(1);
-      const Word *k = key.as<Word>() + b * key.stride(0) + h * key.stride(1);
-      for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t lane = (length_ + t) % lanes_;
-        Word *block = keys + (length_ + t) / lanes_ * (packed_dim_ * lanes_);
-        // Whatever was here before a truncation.
-        if (lane == 0) std::memset(block, 0, static_cast<size_t>(packed_dim_ * lanes_) * sizeof(Word));
-        for (int64_t d = 0; d < head_dim_; ++d) block[d * lanes_ + lane] = k[t * key.stride(2) + d];
+  const size_t tile_bytes = static_cast<size_t>(layout_.tile_size()) * sizeof(Word);
+  const auto append = [&](Tensor &packed, const TensorView &rows, const auto &index) {
+    for (int64_t b = 0; b < batch_; ++b) {
+      for (int64_t h = 0; h < kv_heads_; ++h) {
+        Word *to = packed.as<Word>() + b * packed.view().stride(0) + h * packed.view().stride(1);
+        const Word *from = rows.as<Word>() + b * rows.stride(0) + h * rows.stride(1);
+        for (int64_t t = 0; t < rows.size(2); ++t) {
+          const int64_t at = length_ + t;
+          // Whatever was here before a truncation.
+          if (at % layout_.lanes == 0) std::memset(to + at / layout_.lanes * layout_.tile_size(), 0, tile_bytes);
+          for (int64_t d = 0; d < rows.size(3); ++d) to[index(at, d)] = from[t * rows.stride(2) + d];
+        }
       }
     }
-  }
-  append_values<Word>(value);
-}
-
-// Values are rows; those from the last one to the end of its block become zero.
-template <typename Word>
-void KvCache::append_values(const TensorView &value) {
-  const int64_t tokens = value.size(2), end = length_ + tokens, padded = round_up(end, lanes_);
-  const size_t row_bytes = static_cast<size_t>(value_dim_) * sizeof(Word);
-  const size_t pad_bytes = static_cast<size_t>(packed_dim_ - value_dim_) * sizeof(Word);
-  for (int64_t b = 0; b < batch_; ++b) {
-    for (int64_t h = 0; h < kv_heads_; ++h) {
-      Word *values = values_.as<Word>() + b * values_.view().stride(0) + h * values_.view().stride(1);
-      const Word *v = value.as<Word>() + b * value.stride(0) + h * value.stride(1);
-      for (int64_t t = 0; t < tokens; ++t) {
-        Word *row = values + (length_ + t) * packed_dim_;
-        std::memcpy(row, v + t * value.stride(2), row_bytes);
-        if (pad_bytes > 0) std::memset(row + value_dim_, 0, pad_bytes);
-      }
-      if (length_ % lanes_ == 0 || length_ / lanes_ != end / lanes_) {
-        std::memset(values + end * packed_dim_, 0,
-                    static_cast<size_t>((padded - end) * packed_dim_) * sizeof(Word));
-      }
-    }
-  }
+  };
+  append(keys_, key, [this](int64_t at, int64_t d) { return layout_.key_index(at, d); });
+  append(values_, value, [this](int64_t at, int64_t d) { return layout_.value_index(at, d); });
 }
 
 void KvCache::append(const TensorView &key, const TensorView &value) {
@@ -175,14 +154,14 @@ void KvCache::append(const TensorView &key, const TensorView &value) {
     return;
   }
   const bool nonfinite = nonfinite_ || any_nonfinite(key) || any_nonfinite(value);
-  // Single rows up to a whole block, whole blocks, single rows again.
-  const int64_t head = std::min(tokens, round_up(length_, lanes_) - length_);
-  const int64_t bulk = (tokens - head) / lanes_ * lanes_;
-  const auto add = [&](int64_t begin, int64_t end, bool blocks) {
+  // Single rows up to a whole tile, whole tiles, single rows again.
+  const int64_t lanes = layout_.lanes, head = std::min(tokens, round_up(length_, lanes) - length_);
+  const int64_t bulk = (tokens - head) / lanes * lanes;
+  const auto add = [&](int64_t begin, int64_t end, bool tiles) {
     if (begin == end) return;
     const TensorView k = key.slice(2, begin, end), v = value.slice(2, begin, end);
-    if (blocks) {
-      append_blocks(k, v);
+    if (tiles) {
+      append_tiles(k, v);
     } else if (type_ == DType::f32) {
       append_rows<uint32_t>(k, v);
     } else {
@@ -202,59 +181,57 @@ void KvCache::append(const TensorView &key, const TensorView &value) {
   nonfinite_ = nonfinite;
 }
 
-void KvCache::append_blocks(const TensorView &key, const TensorView &value) {
-  KernelQuery query;
-  query.kind = "pack_keys";
-  query.type = type_;
-  query.target = target_;
-  query.head_dim = packed_dim_;
-  query.exact_head_dim = true;
-  const Kernel &pack = require_kernel(query);
-  const int64_t first = length_ / lanes_, blocks = key.size(2) / lanes_;
-  const TensorView to = static_cast<const TensorView &>(keys_.view()).slice(2, first, first + blocks);
+void KvCache::append_tiles(const TensorView &key, const TensorView &value) {
+  const int64_t first = length_ / layout_.lanes, tiles = key.size(2) / layout_.lanes;
   static constexpr uint8_t kUnused[64] = {};
   const KernelBuffer unused = KernelBuffer(kUnused, DType::boolean).dim(1, 1).dim(1, 0);
-  const auto run = [&](const TensorView &from, const TensorView &packed) {
-    KernelCall call(pack);
-    call.set("k", kernel_buffer(from)).set("has_visible", false).set("visible", unused);
-    call.set("keys", kernel_buffer(packed)).run();
+  const auto pack = [&](const char *kind, ArgumentName in, const TensorView &rows, ArgumentName out,
+                        const Tensor &packed, KernelBuffer (*buffer)(const PackedLayout &, const PackedMemory &)) {
+    KernelQuery query;
+    query.kind = kind;
+    query.type = type_;
+    query.target = target_;
+    query.head_dim = layout_.head_dim;
+    query.exact_head_dim = true;
+    const Kernel &kernel = require_kernel(query);
+    const TensorView to = static_cast<const TensorView &>(packed.view()).slice(2, first, first + tiles);
+    const auto run = [&](int64_t begin, int64_t end) {
+      const TensorView part = to.slice(0, begin, end);
+      KernelCall call(kernel);
+      call.set(in, kernel_buffer(rows.slice(0, begin, end))).set("has_visible", false).set("visible", unused);
+      call.set(out, buffer(layout_, {part.data(), type_, tiles, kv_heads_, part.stride(1), end - begin,
+                                     part.stride(0)}));
+      call.run();
+    };
+    if (fits_kernel(kernel_buffer(rows)) && fits_kernel(kernel_buffer(to))) {
+      run(0, batch_);
+    } else {
+      for (int64_t b = 0; b < batch_; ++b) run(b, b + 1);
+    }
   };
-  if (fits_kernel(kernel_buffer(key)) && fits_kernel(kernel_buffer(to))) {
-    run(key, to);
-  } else {
-    for (int64_t b = 0; b < batch_; ++b) run(key.slice(0, b, b + 1), to.slice(0, b, b + 1));
-  }
-  if (type_ == DType::f32) {
-    append_values<uint32_t>(value);
-  } else {
-    append_values<uint16_t>(value);
-  }
+  pack("pack_keys", "k", key, "keys", keys_, posattn::packed_keys);
+  pack("pack_values", "v", value, "values", values_, posattn::packed_values);
 }
 
 void KvCache::truncate(int64_t length) {
   if (length < 0 || length > length_) {
     fail("cache: expected a length of 0 to ", length_, " to truncate to, got ", length);
   }
-  // The rest of the last block becomes zero; later blocks do when they are entered again.
-  const int64_t lane = length % lanes_;
-  if (lane != 0 && length < length_) {
-    const size_t size = static_cast<size_t>(size_of(type_));
-    const int64_t block = length / lanes_;
-    for (int64_t b = 0; b < batch_; ++b) {
-      for (int64_t h = 0; h < kv_heads_; ++h) {
-        char *keys =
-            keys_.as<char>() + static_cast<size_t>(b * keys_.view().stride(0) + h * keys_.view().stride(1) +
-                                                   block * packed_dim_ * lanes_) *
-                                   size;
-        for (int64_t d = 0; d < packed_dim_; ++d) {
-          std::memset(keys + static_cast<size_t>(d * lanes_ + lane) * size, 0,
-                      static_cast<size_t>(lanes_ - lane) * size);
+  // The rest of the last tile becomes zero; later tiles do when they are entered again.
+  const size_t size = static_cast<size_t>(size_of(type_));
+  const int64_t end = std::min(round_up(length, layout_.lanes), round_up(length_, layout_.lanes));
+  for (int64_t b = 0; b < batch_; ++b) {
+    for (int64_t h = 0; h < kv_heads_; ++h) {
+      const auto head_of = [&](const Tensor &packed) {
+        return packed.as<char>() +
+               static_cast<size_t>(b * packed.view().stride(0) + h * packed.view().stride(1)) * size;
+      };
+      char *keys = head_of(keys_), *values = head_of(values_);
+      for (int64_t at = length; at < end; ++at) {
+        for (int64_t d = 0; d < layout_.head_dim; ++d) {
+          std::memset(keys + static_cast<size_t>(layout_.key_index(at, d)) * size, 0, size);
+          std::memset(values + static_cast<size_t>(layout_.value_index(at, d)) * size, 0, size);
         }
-        char *values =
-            values_.as<char>() + static_cast<size_t>(b * values_.view().stride(0) +
-                                                     h * values_.view().stride(1) + length * packed_dim_) *
-                                     size;
-        std::memset(values, 0, static_cast<size_t>((lanes_ - lane) * packed_dim_) * size);
       }
     }
   }
@@ -299,7 +276,7 @@ void KvCache::reorder(const TensorView &source_rows) {
       }
     }
   };
-  const size_t used = static_cast<size_t>(round_up(length_, lanes_) * packed_dim_) * size;
+  const size_t used = static_cast<size_t>(num_tiles() * layout_.tile_size()) * size;
   permute(keys_.view(), used);
   permute(values_.view(), used);
 }

@@ -1,6 +1,7 @@
 // Keys and values of the tokens seen so far, in the layout that the attention kernels read.
 #pragma once
 
+#include "runtime/packed_layout.h"
 #include "runtime/tensor.h"
 
 namespace posattn {
@@ -31,28 +32,27 @@ class KvCache {
   void truncate(int64_t length);  // keeps the first `length` tokens
   void clear() { truncate(0); }
 
-  // For the kernels: (batch, kv_heads, blocks, packed head_dim, lanes) and (batch, kv_heads, keys, packed
-  // head_dim), up to a whole block, zero beyond length().
+  // For the kernels, both (batch, kv_heads, tiles, tile size): what is packed, up to a whole tile, as layout()
+  // says; zero beyond length().
   TensorView packed_keys() const;
   TensorView packed_values() const;
+  const PackedLayout &layout() const { return layout_; }
   int target() const { return target_; }  // index in cpu.h
-  int64_t key_lanes() const { return lanes_; }
-  int64_t packed_head_dim() const { return packed_dim_; }
   // Whether a NaN or infinity may be stored: only then does hiding a key take more than a weight of zero.
   bool may_hold_nonfinite() const { return nonfinite_; }
 
  private:
   void check_append(const TensorView &key, const TensorView &value) const;
-  void append_blocks(const TensorView &key, const TensorView &value);
+  // Rows up to a tile's end, and whole tiles.
   template <typename Word>
   void append_rows(const TensorView &key, const TensorView &value);
-  template <typename Word>
-  void append_values(const TensorView &value);
+  void append_tiles(const TensorView &key, const TensorView &value);
+  int64_t num_tiles() const { return (length_ + layout_.lanes - 1) / layout_.lanes; }
 
   int64_t batch_, kv_heads_, head_dim_, value_dim_, capacity_, length_ = 0;
   DType type_;
   int target_ = 0;
-  int64_t lanes_ = 0, packed_dim_ = 0;
+  PackedLayout layout_;
   bool nonfinite_ = false;
   Tensor keys_, values_;
 };

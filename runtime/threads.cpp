@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/cpu.h"
 #include "runtime/error.h"
 #include "runtime/parallel.h"
 
@@ -74,7 +75,10 @@ int help(void *, int, uint8_t *closure) {
   return 0;
 }
 
-int run_iteration(void *loop, int64_t i) { return static_cast<Loop *>(loop)->call(static_cast<int>(i)); }
+int run_iteration(void *loop, int64_t i) {
+  const KeepTileConfig keep;  // this thread is the caller's
+  return static_cast<Loop *>(loop)->call(static_cast<int>(i));
+}
 
 int parallel_for(void *user_context, halide_task_t task, int first, int count, uint8_t *closure) {
   if (count <= 0) return 0;

@@ -94,7 +94,7 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   f.weight.update().reorder(lane, f.tiles, row).vectorize(lane, lanes).unroll(lane);
   local(f.sum, LoopLevel(f.state, row));
   f.sum.bound_extent(x, lanes).vectorize(x);
-  f.sum.update().reorder(x, f.rk.x, f.rk.y).vectorize(x).unroll(f.rk.x);
+  f.sum.update().reorder(x, f.rs.x, f.rs.y).vectorize(x).unroll(f.rs.x);
 
   local(f.block_output, per_block);
   f.block_output.bound_storage(row, query_block).bound_extent(d, D);
@@ -109,12 +109,15 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   tile_output(f.block_output, rows, tiles.channels);
   local(f.weighted, LoopLevel(f.block_output, ro));
   f.weighted.vectorize(d, lanes).unroll(d).unroll(row);
-  f.weighted.update()
-      .reorder(d, row, f.rv.x, f.rv.y)
-      .vectorize(d, lanes)
-      .unroll(d)
-      .unroll(row)
-      .unroll(f.rv.x, 2);
+  Stage update = f.weighted.update();
+  if (machine.pairs == 2) {
+    // Keys that share words, one after the other.
+    RVar half("half"), word("word");
+    update.split(f.rv.x, half, word, key_lanes / 2).reorder(d, row, half, word, f.rv.y).unroll(half);
+  } else {
+    update.reorder(d, row, f.rv.x, f.rv.y).unroll(f.rv.x, 2);
+  }
+  update.vectorize(d, lanes).unroll(d).unroll(row);
 
   for (Func g : {f.total, f.inverse, f.row_lse}) {
     local(g, per_task);

@@ -18,8 +18,9 @@ struct AttentionFuncs {
   struct {
     Halide::Var x, lane, tile, row, block, split, row_block, head, batch, d;
   } vars;
-  Halide::RDom tiles, rd, rk, rv, rb, rx, block_rows;
+  Halide::RDom tiles, rd, rk, rs, rv, rb, rx, block_rows;
   std::vector<Halide::RDom> passes;
+  bool on_tiles = false;       // products of bfloat16 on AMX tiles, weights in words of two
   Halide::Expr single_row;     // the kernel is called with one row
   Halide::Expr has_offsets;    // a tabulated bias is added to the products
   Halide::Expr full_head_dim;  // no padding of the head dimension is needed

@@ -47,21 +47,24 @@ uint32_t bits_at(const TensorView &view, std::initializer_list<int64_t> index) {
 // Every element that kernels may read: the tokens that were appended, and zero everywhere else.
 void expect_holds(const KvCache &cache, const TensorView &key, const TensorView &value) {
   const TensorView keys = cache.packed_keys(), values = cache.packed_values();
-  const int64_t lanes = cache.key_lanes(), dim = cache.packed_head_dim();
+  const PackedLayout &layout = cache.layout();
   ASSERT_EQ(cache.length(), key.size(2));
-  ASSERT_EQ(values.size(2) % lanes, 0);
-  ASSERT_GE(values.size(2), cache.length());
-  ASSERT_EQ(keys.size(2) * lanes, values.size(2));
-  ASSERT_EQ(keys.size(3), dim);
+  ASSERT_EQ(keys.size(2), values.size(2));
+  ASSERT_GE(values.size(2) * layout.lanes, cache.length());
+  ASSERT_EQ(keys.size(3), layout.tile_size());
+  ASSERT_EQ(values.size(3), layout.tile_size());
+  const auto packed = [](const TensorView &view, int64_t b, int64_t h, int64_t at) {
+    return bits_at(view, {b, h, at / view.size(3), at % view.size(3)});
+  };
   for (int64_t b = 0; b < cache.batch(); ++b) {
     for (int64_t h = 0; h < cache.kv_heads(); ++h) {
-      for (int64_t t = 0; t < values.size(2); ++t) {
-        for (int64_t d = 0; d < dim; ++d) {
+      for (int64_t t = 0; t < values.size(2) * layout.lanes; ++t) {
+        for (int64_t d = 0; d < layout.head_dim; ++d) {
           const bool in_key = t < cache.length() && d < cache.head_dim();
           const bool in_value = t < cache.length() && d < cache.value_dim();
-          ASSERT_EQ(bits_at(keys, {b, h, t / lanes, d, t % lanes}), in_key ? bits_at(key, {b, h, t, d}) : 0u)
+          ASSERT_EQ(packed(keys, b, h, layout.key_index(t, d)), in_key ? bits_at(key, {b, h, t, d}) : 0u)
               << "key " << b << " " << h << " " << t << " " << d;
-          ASSERT_EQ(bits_at(values, {b, h, t, d}), in_value ? bits_at(value, {b, h, t, d}) : 0u)
+          ASSERT_EQ(packed(values, b, h, layout.value_index(t, d)), in_value ? bits_at(value, {b, h, t, d}) : 0u)
               << "value " << b << " " << h << " " << t << " " << d;
         }
       }

@@ -51,25 +51,43 @@ class Unpacked {
   bool has_visible;
 };
 
+DType packed_type(const KernelInfo &kernel, int pairs) {
+  return pairs == 2 ? DType::i32 : type_named(kernel.type);
+}
+
+// Of a kernel that packs values: words of two numbers are integers.
+int numbers_in_element(const KernelInfo &kernel) {
+  const halide_filter_metadata_t &metadata = *kernel.metadata();
+  for (int i = 0; i < metadata.num_arguments; i++) {
+    const halide_filter_argument_t &argument = metadata.arguments[i];
+    if (argument.name == std::string("values")) return argument.type.code == halide_type_int ? 2 : 1;
+  }
+  return 1;
+}
+
 class Pack : public ::testing::TestWithParam<GuardedTensor::Guard> {};
 
 TEST_P(Pack, Keys) {
   const auto kernels = runnable_kernels("pack_keys");
   ASSERT_FALSE(kernels.empty());
   for (const KernelInfo *kernel : kernels) {
-    const int lanes = fixed_extent(*kernel, "keys", 0);
+    const int lanes = fixed_extent(*kernel, "keys", 0), elements = fixed_extent(*kernel, "keys", 1);
     ASSERT_GT(lanes, 0);
+    const int pairs = kernel->head_dim / elements;
     for (const Case &c : kCases) {
       SCOPED_TRACE(describe(*kernel) + " keys " + std::to_string(c.keys) + " d " + std::to_string(c.d));
       Unpacked in(*kernel, c, GetParam());
       // One block more than needed, as a cache with room has; a gap between the heads.
-      const int blocks = (c.keys + lanes - 1) / lanes + 1, block = lanes * kernel->head_dim;
-      GuardedTensor keys(type_named(kernel->type), {lanes, kernel->head_dim, blocks, c.heads, c.batch},
+      const int blocks = (c.keys + lanes - 1) / lanes + 1, block = lanes * elements;
+      GuardedTensor keys(packed_type(*kernel, pairs), {lanes, elements, blocks, c.heads, c.batch},
                          {1, lanes, block, block * blocks + 24, (block * blocks + 24) * c.heads}, GetParam());
       ASSERT_EQ(in.run(*kernel, "k", "keys", keys), 0);
       int64_t wrong = 0;
       keys.for_each([&](const std::vector<int> &i) {
-        wrong += keys.bits(i) != in.expected(i[1], i[2] * lanes + i[0], i[3], i[4]);
+        const int key = i[2] * lanes + i[0];
+        uint32_t expected = in.expected(i[1] * pairs, key, i[3], i[4]);
+        if (pairs == 2) expected |= in.expected(i[1] * 2 + 1, key, i[3], i[4]) << 16;
+        wrong += keys.bits(i) != expected;
       });
       EXPECT_EQ(wrong, 0);
       EXPECT_TRUE(keys.untouched());
@@ -84,13 +102,19 @@ TEST_P(Pack, Values) {
     for (const Case &c : kCases) {
       SCOPED_TRACE(describe(*kernel) + " keys " + std::to_string(c.keys) + " d " + std::to_string(c.d));
       Unpacked in(*kernel, c, GetParam());
-      const int d = kernel->head_dim, keys = (c.keys + 31) / 32 * 32;
-      GuardedTensor values(type_named(kernel->type), {d, keys, c.heads, c.batch},
-                           {1, d, d * keys + 24, (d * keys + 24) * c.heads}, GetParam());
+      const int d = kernel->head_dim, keys = (c.keys + 31) / 32 * 32, pairs = numbers_in_element(*kernel);
+      const int rows = keys / pairs;
+      GuardedTensor values(packed_type(*kernel, pairs), {d, rows, c.heads, c.batch},
+                           {1, d, d * rows + 24, (d * rows + 24) * c.heads}, GetParam());
       ASSERT_EQ(in.run(*kernel, "v", "values", values), 0);
       int64_t wrong = 0;
-      values.for_each(
-          [&](const std::vector<int> &i) { wrong += values.bits(i) != in.expected(i[0], i[1], i[2], i[3]); });
+      values.for_each([&](const std::vector<int> &i) {
+        // Two keys of a tile of 32 that are 16 apart share a word.
+        const int key = pairs == 2 ? i[1] / 16 * 32 + i[1] % 16 : i[1];
+        uint32_t expected = in.expected(i[0], key, i[2], i[3]);
+        if (pairs == 2) expected |= in.expected(i[0], key + 16, i[2], i[3]) << 16;
+        wrong += values.bits(i) != expected;
+      });
       EXPECT_EQ(wrong, 0);
       EXPECT_TRUE(values.untouched());
     }

@@ -5,6 +5,7 @@ load(":halide.bzl", "halide_compile", "halide_program")
 
 # The machines that kernels are compiled for, best first. A program takes the first that it holds and the CPU has.
 TARGETS = {
+    "amx": "x86-64-linux-avx-avx2-avx512-avx512_cannonlake-avx512_sapphirerapids-avx512_skylake-avx512_zen4-f16c-fma-sse41",
     "avx512": "x86-64-linux-avx-avx2-avx512-avx512_skylake-f16c-fma-sse41",
     "avx2": "x86-64-linux-avx-avx2-f16c-fma-sse41",
     "sse41": "x86-64-linux-sse41",
@@ -12,6 +13,11 @@ TARGETS = {
 
 # The runtime checks every argument and provides Halide's own support code once for all kernels.
 _FEATURES = "-no_runtime-no_asserts-no_bounds_query"
+
+# Those for one storage type alone: for others they would be the next target's kernels once more.
+_TARGET_TYPES = {
+    "amx": "bf16",
+}
 
 # Storage types, and what Halide calls them.
 TYPES = {
@@ -65,6 +71,8 @@ def _manifest(kinds, branches, head_dims, types, targets):
         for head_dim in (head_dims if _KINDS[kind].head_dim else [0])
         for type in _KINDS[kind].types or types
         for target in targets
+        if _TARGET_TYPES.get(target, types[0]) in types and
+           (_KINDS[kind].types or type == _TARGET_TYPES.get(target, type))
     ]
 
 def _symbol(prefix, kernel):
@@ -173,7 +181,7 @@ def posattn_kernels(
         "alibi+relative", ...
       head_dims: sizes of a head. A smaller one is served by the next larger, padded.
       types: storage types: "f32", "bf16", "f16".
-      targets: names in TARGETS.
+      targets: names in TARGETS. "amx" has kernels of bf16 only.
       kinds: kinds of kernels to leave out those that the program never calls; all by default.
       branch_deps: cc_library targets (alwayslink = True) that define more branches by posattn::RegisterBranch.
       prefix: of the kernels' C symbols; it must be unique in a program. Made of the package and name by default.

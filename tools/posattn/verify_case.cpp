@@ -19,11 +19,23 @@ using oracle::Random;
 
 bool is(const KernelInfo &kernel, const char *kind) { return std::string(kernel.kind) == kind; }
 
+// The type of calls that run this kernel: its own, except that tables of offsets are float32 for all types,
+// and a target may have attention of another type only.
+DType type_of_call(const KernelInfo &kernel) {
+  const KernelInfo *any = nullptr;
+  for (const KernelInfo *other : all_kernels()) {
+    if (!is(*other, "prefill") || std::string(other->target) != kernel.target) continue;
+    if (std::string(other->type) == kernel.type) return type_of(kernel);
+    any = other;
+  }
+  return type_of(any ? *any : kernel);
+}
+
 // The largest head that the linked attention kernels of this type and target take.
 int64_t largest_head_dim(const KernelInfo &kernel) {
   int64_t largest = 0;
   for (const KernelInfo *other : all_kernels())
-    if (is(*other, "prefill") && std::string(other->type) == kernel.type &&
+    if (is(*other, "prefill") && type_of(*other) == type_of_call(kernel) &&
         std::string(other->target) == kernel.target)
       largest = std::max<int64_t>(largest, other->head_dim);
   return largest;
@@ -34,7 +46,7 @@ int64_t largest_head_dim(const KernelInfo &kernel) {
 CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
   CaseSpec spec = oracle::random_spec(seed, {branch_names(kernel)});
   Random random(seed);
-  spec.type = type_of(kernel);
+  spec.type = type_of_call(kernel);
   spec.batch = random.pick<int64_t>({1, 2});
   spec.kv_heads = random.pick<int64_t>({1, 2});
   spec.query_heads = spec.kv_heads * random.pick<int64_t>({1, 2, 3});

@@ -1,0 +1,107 @@
+#include "schedules/attention_amx.h"
+
+#include "lowering/tile_matmul.h"
+
+namespace posattn::schedules {
+
+using namespace Halide;
+
+namespace {
+
+constexpr int kLanes = 16;     // floats in a vector
+constexpr int kKeyLanes = 32;  // keys of a score tile: two AMX tiles wide
+
+}  // namespace
+
+AttentionTiles attention_tiles_amx(int head_dim) {
+  // Scores of 32 rows by 128 keys are 16 KB: with weights, queries and outputs they stay in the first-level
+  // cache. With 256 keys the kernel was twice as slow.
+  return {head_dim, 32, 32, 128, 32, head_dim, 0};
+}
+
+void schedule_attention_amx(AttentionFuncs &f, const AttentionTiles &tiles, Pipeline pipeline) {
+  const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
+  const int D = tiles.head_dim, rows = tiles.query_block, key_tiles = tiles.key_block / kKeyLanes;
+  Var ob("ob"), oi("oi");
+
+  // A task is one block of rows of one head; neighbouring tasks share their keys and values.
+  const auto into_tasks = [&, &row = row, &split = split, &head = head, &batch = batch](Func g) {
+    g.split(row, ob, oi, rows, TailStrategy::GuardWithIf);
+    for (const Var &v : {ob, split, head, batch}) g.parallel(v).never_partition(v);
+  };
+  into_tasks(f.out);
+  into_tasks(f.lse);
+  f.out.reorder(d, oi, ob, split, head, batch).vectorize(d, kLanes, TailStrategy::GuardWithIf);
+  f.lse.reorder(oi, ob, split, head, batch).compute_with(f.out, ob);
+
+  // On the stack, of a size that is known now: with tiles in use, every call costs their configuration.
+  const Var *const singles[] = {&block, &split, &row_block, &head, &batch};
+  const auto local = [&](Func g, const LoopLevel &level) {
+    g.compute_at(level).store_in(MemoryType::Stack);
+    for (const Var &arg : g.args()) {
+      for (const Var *single : singles) {
+        if (arg.name() == single->name()) g.bound_extent(arg, 1);
+      }
+    }
+  };
+  const LoopLevel per_task(f.out, ob), per_block(f.state, f.rb.x);
+
+  local(f.range, per_task);
+  f.range.update().unroll(f.block_rows.x, 4);
+
+  // Always whole blocks of rows: beyond the last one they repeat it.
+  local(f.query, per_task);
+  f.query.bound_extent(row, rows).bound_extent(d, D).vectorize(d, 2 * kLanes);
+  f.query.specialize(f.full_head_dim);
+
+  local(f.state, per_task);
+  f.state.bound_extent(row, rows).bound_extent(x, kLanes).vectorize(x);
+  f.state.update().reorder(x, row, f.rb.x).vectorize(x).never_partition(f.rb.x);
+
+  local(f.edge_tiles, per_block);
+  local(f.score, per_block);
+  f.score.bound_extent(row, rows).bound_extent(lane, kKeyLanes).bound_extent(tile, key_tiles);
+  f.score.update(0).reorder(lane, row, f.tiles).vectorize(lane, kLanes).unroll(lane);
+  f.score.update(0).specialize(f.has_offsets);
+  local(f.product, LoopLevel(f.score, f.tiles));
+  f.product.bound_extent(row, rows).bound_extent(lane, kKeyLanes).bound_extent(tile, 1);
+  for (size_t i = 0; i < f.passes.size(); i++) {
+    f.score.update(int(i) + 1).reorder(lane, row, f.passes[i]).vectorize(lane, kLanes).unroll(lane);
+  }
+
+  local(f.maximum, per_block);
+  f.maximum.bound_extent(row, rows);
+  int width = kLanes;
+  for (Func g : f.maximum_tree) {
+    local(g, LoopLevel(f.maximum, row));
+    g.bound_extent(x, width);
+    if (width > 1) g.vectorize(x);
+    if (width == kLanes) g.update().reorder(x, f.rk.x, f.rk.y).vectorize(x).unroll(f.rk.x);
+    width /= 2;
+  }
+
+  local(f.weight, per_block);
+  f.weight.bound_extent(row, rows).bound_extent(lane, kKeyLanes / 2).bound_extent(tile, key_tiles);
+  f.weight.update().reorder(lane, f.tiles, row).vectorize(lane, kLanes).unroll(lane);
+  local(f.sum, LoopLevel(f.state, row));
+  f.sum.bound_extent(x, kLanes).vectorize(x);
+  f.sum.update().reorder(x, f.rs.x, f.rs.y).vectorize(x).unroll(f.rs.x);
+
+  local(f.weighted, per_block);
+  f.weighted.bound_extent(row, rows).bound_extent(d, D);
+  f.weighted.update().reorder(f.rv.x, d, row, f.rv.y);
+
+  for (Func g : {f.total, f.inverse, f.row_lse}) {
+    local(g, per_task);
+    g.bound_extent(row, rows);
+  }
+  f.total.update().atomic().vectorize(f.rx.x);
+  local(f.result, LoopLevel(f.out, oi));
+  f.result.bound_extent(d, D).vectorize(d, kLanes).unroll(d);
+
+  pipeline.add_custom_lowering_pass(new lowering::LowerTileMatmuls(
+      {{f.product.name(), "lane", "row", f.rd.x.name(), "", 1},
+       {f.weighted.name(), "d", "row", f.rv.x.name(), f.rv.y.name(), key_tiles}}));
+}
+
+}  // namespace posattn::schedules
