@@ -22,10 +22,22 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   // Which terms are compiled in. plain: none; offsets, dense: that one.
   GeneratorParam<std::string> terms{"terms", "plain"};
 
+  // See TensorTiles. -1: the schedule's own choice.
+  GeneratorParam<int> key_block{"key_block", -1};
+  GeneratorParam<int> warpgroups{"warpgroups", -1};
+  GeneratorParam<int> stages{"stages", -1};
+  GeneratorParam<int> copy_warpgroup{"copy_warpgroup", -1};
+  GeneratorParam<int> overlap{"overlap", -1};
+  GeneratorParam<int> early_value_wait{"early_value_wait", -1};
+  GeneratorParam<int> early_bias{"early_bias", -1};
+  GeneratorParam<int> blocks_per_sm{"blocks_per_sm", -1};
+
   Input<float> scale{"scale"}, softcap{"softcap"};
   Input<int> group{"group"};
   Input<int> diagonal{"diagonal"}, window_left{"window_left"}, window_right{"window_right"};
   Input<bool> has_lengths{"has_lengths"};
+  // Blocks of threads that share the tiles; as many as there are tiles at most.
+  Input<int> blocks{"blocks"};
   Input<int> offset_zero{"offset_zero"};
   Input<uint64_t> q_map{"q_map"}, k_map{"k_map"}, v_map{"v_map"};
   Input<Buffer<void, 4>> q{"q"}, k{"k"}, v{"v"};  // (d, token, head, batch)
@@ -46,14 +58,22 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   void generate() {
     const std::string terms = this->terms;
     is_plain_ = terms == "plain";
-    tiles_ = std::make_unique<TensorTiles>(schedules::tensor_tiles(
-        true, head_dim, is_plain_ ? schedules::TensorScores::plain : schedules::TensorScores::biased));
+    TensorTiles chosen = schedules::tensor_tiles(
+        true, head_dim, is_plain_ ? schedules::TensorScores::plain : schedules::TensorScores::biased);
+    const auto set = [](auto &tile, int value) { tile = value >= 0 ? value : tile; };
+    set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.stages, stages);
+    set(chosen.copy_warpgroup, copy_warpgroup), set(chosen.overlap, overlap);
+    set(chosen.early_value_wait, early_value_wait), set(chosen.early_bias, early_bias);
+    set(chosen.blocks_per_sm, blocks_per_sm);
+    tiles_ = std::make_unique<TensorTiles>(chosen);
     backend_ = std::make_unique<Hopper>(ptx, *tiles_, Type(type).is_bfloat());
     const TensorTiles &t = *tiles_;
     const PtxOps &ops = backend_->ops;
     const int R = t.thread_rows();
     ptx.declare_register(".f32 %m<" + number(R) + ">");
     ptx.declare_register(".f32 %l<" + number(R) + ">");
+    if (t.early_bias) ptx.declare_register(".f32 %B<" + number(bias_registers()) + ">");
+    ptx.declare_register(".b32 %base<1>");  // steps of all tasks before
     head = {"8.4", "sm_90a",
             "\t.maxntid 128, " + number(t.groups()) + ", 1\n\t.minnctapersm " + number(t.blocks_per_sm) + "\n"};
     assemble_for = "sm_90a";
@@ -63,6 +83,7 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     for (int i = 0; i < 3; i++) lse.dim(i).set_min(0);
     lse.dim(0).set_stride(Expr());
     lengths.dim(0).set_min(0);
+    blocks.set_estimate(t.blocks_per_sm);
     offsets.dim(0).set_min(0), offsets.dim(1).set_min(0);
     for (int i = 0; i < 4; i++) dense_bias.dim(i).set_min(0);
     dense_bias.dim(0).set_stride(Expr());
@@ -70,67 +91,89 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     k_map.set_estimate(static_cast<uint64_t>(t.keys));
     v_map.set_estimate(static_cast<uint64_t>(t.keys));
 
-    // What this block of threads works on. The last rows come first: causal ones see the most keys.
-    const Expr queries = q.dim(1).extent(), keys = k.dim(1).extent();
-    const Expr tile_count = (queries + t.rows() - 1) / t.rows();
-    TensorTask &task = task_;
-    task.first_row = (tile_count - 1 - tile) * t.rows();
-    task.head = head_, task.kv_head = head_ / group, task.batch = batch;
-    task.q = source(q, q_map), task.k = source(k, k_map), task.v = source(v, v_map);
-    const Expr last_row = min(task.first_row + t.rows(), queries) - 1;
-    visible_keys_ = select(has_lengths, clamp(lengths(batch), 0, keys), keys);
-    const Expr begin = max(task.first_row + diagonal - window_left, 0);
-    const Expr end = min(visible_keys_, last_row + diagonal + window_right + 1);
-    const Expr inner_begin = max(last_row + diagonal - window_left, 0);
-    const Expr inner_end = max(min(visible_keys_, task.first_row + diagonal + window_right + 1), 0);
-    const auto up = [&](const Expr &x) { return (x + t.keys - 1) / t.keys; };
-    task.first_block = begin / t.keys;
-    const Expr end_block = max(up(max(end, 0)), task.first_block + 1);
-    task.last_block = end_block - 1;
-    task.steps = end_block - task.first_block;
-    // The first step is masked always.
-    task.right = clamp(end_block - inner_end / t.keys, 1, task.steps);
-    task.masked = min(task.right + clamp(up(inner_begin) - task.first_block, 0, task.steps), task.steps);
-    // Computed once: bounds of loops, which Halide need not look into.
-    Func plan("plan");
-    plan(here_vars()) = Tuple(task.steps, task.last_block, task.first_block, task.right, task.masked, visible_keys_);
-    const FuncRef planned = plan(here_vars());
-    task.steps = planned[0], task.last_block = planned[1], task.first_block = planned[2], task.right = planned[3];
-    task.masked = planned[4], visible_keys_ = planned[5];
+    // Blocks of threads take tiles in turns, and every other turn in reverse: causal tiles differ, and so each
+    // block gets large and small ones. A kernel without a copy warpgroup has a block for each tile.
+    const Expr queries = q.dim(1).extent(), heads = q.dim(2).extent();
+    tile_count_ = (queries + t.rows() - 1) / t.rows();
+    const Expr items = tile_count_ * heads * q.dim(3).extent();
+    block_count_ = t.copy_warpgroup ? max(min(blocks, items), 1) : tile_count_;
+    const Expr turns = items / block_count_;
+    const Expr has_another = turn(turns) < items;
+    Func share("share");
+    share(of_thread()) = t.copy_warpgroup ? turns + select(has_another, 1, 0) : Expr(1);
+    share_ = share(of_thread());
 
     // The algorithm.
-    const std::vector<Expr> here{thread, warpgroup, tile, head_, batch};
-    Func start("start"), first("first"), loop("loop"), last("last");
-    {
-      Expr token = ops.fill("%m", R, start_of_maximum() * 1.f, 0);
-      token = ops.fill("%l", R, 0.f, token);
-      start(here) = backend_->begin(task, thread, warpgroup, token);
+    Func setup("setup"), rounds("rounds"), enter("enter"), plan("plan"), place("place"), start("start"), first("first"), loop("loop"), last("last");
+    setup(of_thread()) = backend_->setup(task_of(0), ops.fill("%base", 1, 0.f, 0));
+
+    // A block of threads that has had its share leaves. A condition of the loop over rounds would not keep
+    // Halide from running a round's stages up to the last, and they wait for copies.
+    const Expr entered = setup(of_thread()) + round_;
+    enter(of_round()) = t.copy_warpgroup ? ptx.effect("\t{ .reg .pred p; setp.ge.s32 p, $0, $1; @p exit; }",
+                                                      {round_, share_, entered})
+                                         : entered;
+    TensorTask task = task_of(round_);
+    // Behind an instruction each: from the bounds of these numbers Halide would make more conditions in the
+    // loops over blocks, which then cost up to a tenth of the time.
+    std::vector<Expr> numbers;
+    for (const Expr &x : {task.steps, task.masked}) numbers.push_back(ops.after(x, enter(of_round())));
+    for (const Expr &x : {task.last_block, task.first_block, task.right, visible_keys(task.batch)}) numbers.push_back(x);
+    numbers.push_back(ptx.read(Int(32), "\tmov.b32 $r, %base0;", {enter(of_round())}));
+    plan(of_round()) = Tuple(numbers);
+    const FuncRef planned = plan(of_round());
+    task.steps = planned[0], task.masked = planned[1];
+    task.last_block = planned[2], task.first_block = planned[3], task.right = planned[4];
+    visible_keys_ = planned[5];
+    task.steps_before = t.copy_warpgroup ? Expr(planned[6]) : Expr(0);
+    if (t.copy_warpgroup) {
+      // Divisions, which are not for loops.
+      place(of_round()) = Tuple(task.first_row, task.head, task.batch);
+      const FuncRef placed = place(of_round());
+      task.first_row = placed[0], task.head = placed[1], task.batch = placed[2];
+      task.kv_head = task.head / group;
+      f.of_round.push_back(place);
     }
-    first(here) = block("_first", {Expr(0), task.last_block, true}, Kind::first, start, f.first)(at(0));
-    const Expr most_steps = up(keys) + 1;
+    task_ = task;
+    {
+      Expr token = ops.fill("%m", R, start_of_maximum(), enter(of_round()));
+      token = ops.fill("%l", R, 0.f, token);
+      start(of_round()) = backend_->begin(task, task_of(round_ + 1), token);
+    }
+    first(of_round()) = block("_first", {Expr(0), task.last_block, true}, Kind::first, start, f.first)(at(0));
+    const Expr most_steps = blocks_up_to(k.dim(1).extent()) + 1;
     f.masked_steps = RDom(1, most_steps, "masked_steps");
     f.masked_steps.where(f.masked_steps < task.masked);
     f.inner_steps = RDom(1, most_steps, "inner_steps");
     f.inner_steps.where(f.inner_steps >= task.masked && f.inner_steps < task.steps);
     Func masked = block("_masked", {step, task.masked_block(step), false}, Kind::masked, first, f.masked);
     Func inner = block("_inner", {step, task.inner_block(step), false}, Kind::inner, first, f.inner);
-    loop(here) = first(here);
-    loop(here) = loop(here) + masked(at(f.masked_steps));
-    loop(here) = loop(here) + inner(at(f.inner_steps));
-    last(here) = backend_->finish(task, loop(here) + 1);
+    loop(of_round()) = first(of_round());
+    loop(of_round()) = loop(of_round()) + masked(at(f.masked_steps));
+    loop(of_round()) = loop(of_round()) + inner(at(f.inner_steps));
+    last(of_round()) = backend_->finish(task, loop(of_round()) + 1);
 
     Func sum("sum"), result("result");
     std::vector<Expr> sums, results;
-    for (int r = 0; r < R; r++) sums.push_back(over_row(ops.get("%l" + number(r), last(here)), false));
-    sum(here) = Tuple(sums);
-    result(here) = store(sum(here), last(here));
-    done(here_vars()) = result(here);
+    for (int r = 0; r < R; r++) sums.push_back(over_row(ops.get("%l" + number(r), last(of_round())), false));
+    sum(of_round()) = Tuple(sums);
+    result(of_round()) = ptx.effect("\tadd.u32 %base0, %base0, $0;", {task.steps, store(sum(of_round()), last(of_round()))});
+
+    f.round = t.copy_warpgroup ? RDom(0, items / block_count_ + 1, "round") : RDom(0, 1, "round");
+    rounds(of_thread()) = setup(of_thread());
+    rounds(of_thread()) = rounds(of_thread()) + result(thread, warpgroup, f.round, block_, block_y_, block_z_);
+    done(of_thread()) = rounds(of_thread());
 
     f.done = done;
+    f.rounds = rounds;
     f.loop = loop;
-    f.of_thread = {plan, start, first, loop, last, sum, result};
-    f.vars = {i, thread, warpgroup, tile, head_, batch};
-    Func(done).bound(tile, 0, tile_count).bound(head_, 0, q.dim(2).extent()).bound(batch, 0, q.dim(3).extent());
+    f.of_thread = {share, setup};
+    for (const Func &g : {enter, plan, start, first, last, sum, result}) f.of_round.push_back(g);
+    f.vars = {i, thread, warpgroup, block_, block_y_, block_z_};
+    Func(done)
+        .bound(block_, 0, block_count_)
+        .bound(block_y_, 0, t.copy_warpgroup ? Expr(1) : heads)
+        .bound(block_z_, 0, t.copy_warpgroup ? Expr(1) : Expr(q.dim(3).extent()));
   }
 
   void schedule() {
@@ -141,13 +184,61 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
  private:
   enum class Kind { first, masked, inner };
 
-  std::vector<Var> here_vars() const { return {thread, warpgroup, tile, head_, batch}; }
-  std::vector<Expr> at(const Expr &s) const { return {thread, warpgroup, tile, s, head_, batch}; }
+  std::vector<Var> of_thread() const { return {thread, warpgroup, block_, block_y_, block_z_}; }
+  std::vector<Var> of_round() const { return {thread, warpgroup, round_, block_, block_y_, block_z_}; }
+  std::vector<Expr> at(const Expr &s) const { return {thread, warpgroup, s, round_, block_, block_y_, block_z_}; }
   std::vector<Expr> at(const Expr &element, const Expr &s) const {
-    return {element, thread, warpgroup, tile, s, head_, batch};
+    return {element, thread, warpgroup, s, round_, block_, block_y_, block_z_};
   }
-  std::vector<Var> vars_at() const { return {thread, warpgroup, tile, step, head_, batch}; }
-  std::vector<Var> fragment_vars() const { return {i, thread, warpgroup, tile, step, head_, batch}; }
+  std::vector<Var> vars_at() const { return {thread, warpgroup, step, round_, block_, block_y_, block_z_}; }
+  std::vector<Var> fragment_vars() const { return {i, thread, warpgroup, step, round_, block_, block_y_, block_z_}; }
+
+  Expr blocks_up_to(const Expr &key) const { return (key + tiles_->keys - 1) / tiles_->keys; }
+  Expr visible_keys(const Expr &batch) {
+    const Expr keys = k.dim(1).extent();
+    return select(has_lengths, clamp(lengths(select(has_lengths, batch, 0)), 0, keys), keys);
+  }
+
+  // For Halide, which cannot know.
+  static Expr bounded(const Expr &index, const Expr &extent) { return unsafe_promise_clamped(index, 0, extent - 1); }
+
+  Expr turn(const Expr &r) const {
+    return r * block_count_ + select((r & 1) == 0, block_, block_count_ - 1 - block_);
+  }
+
+  // The block of threads' r-th tile: where it lies, and which blocks of keys its rows see. The last rows come
+  // first: causal ones see the most keys.
+  TensorTask task_of(const Expr &r) {
+    const TensorTiles &t = *tiles_;
+    const Expr heads = q.dim(2).extent(), queries = q.dim(1).extent();
+    const Expr item = turn(r);
+    TensorTask task;
+    task.round = r;
+    if (t.copy_warpgroup) {
+      task.first_row = (tile_count_ - 1 - item % tile_count_) * t.rows();
+      task.head = item / tile_count_ % heads, task.batch = item / tile_count_ / heads;
+    } else {
+      task.first_row = (tile_count_ - 1 - block_) * t.rows();
+      task.head = block_y_, task.batch = block_z_;
+    }
+    task.kv_head = task.head / group;
+    task.q = source(q, q_map), task.k = source(k, k_map), task.v = source(v, v_map);
+    const Expr visible = visible_keys(min(task.batch, q.dim(3).extent() - 1));
+    const Expr last_row = min(task.first_row + t.rows(), queries) - 1;
+    const Expr begin = max(task.first_row + diagonal - window_left, 0);
+    const Expr end = min(visible, last_row + diagonal + window_right + 1);
+    const Expr inner_begin = max(last_row + diagonal - window_left, 0);
+    const Expr inner_end = max(min(visible, task.first_row + diagonal + window_right + 1), 0);
+    task.first_block = begin / t.keys;
+    const Expr end_block = max(blocks_up_to(max(end, 0)), task.first_block + 1);
+    task.last_block = end_block - 1;
+    // The first step is masked always.
+    const Expr steps = end_block - task.first_block;
+    task.right = clamp(end_block - inner_end / t.keys, 1, steps);
+    task.masked = min(task.right + clamp(blocks_up_to(inner_begin) - task.first_block, 0, steps), steps);
+    task.steps = select(r < share_, steps, 0);
+    return task;
+  }
 
   // By address and by map: a backend takes what it needs.
   template <typename I, typename M>
@@ -160,7 +251,7 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   Expr to_log2() const { return is_plain_ ? scale * kLog2E : Expr(kLog2E); }
   // A plain product is scaled only afterwards, which must not overflow.
   float hidden() const { return is_plain_ ? -1e30f : kHidden; }
-  float start_of_maximum() const { return is_plain_ ? -1e29f : kMaximumStart * kLog2E; }
+  float start_of_maximum() const { return is_plain_ ? -1e20f : kMaximumStart * kLog2E; }
 
   // The r-th row of a thread, and the key of an element of its fragment.
   Expr row(int r) const {
@@ -176,6 +267,9 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     for (size_t r = 1; r < of_rows.size(); r++) value = select(row_of(element) == static_cast<int>(r), of_rows[r], value);
     return value;
   }
+
+  int first_bias() const { return 2 * (tiles_->thread_rows() - 1); }
+  int bias_registers() const { return tiles_->keys / 4 + first_bias(); }
 
   // Over the four threads that share a row.
   Expr over_row(Expr value, bool maximum) const {
@@ -198,16 +292,28 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     return rows;
   }
 
-  Expr logit(const Expr &product, const Expr &block) {
-    if (is_plain_) return product;
-    const PtxOps &ops = backend_->ops;
+  // The tabulated bias of a fragment: a row further down is a column further left, so that rows 8 apart share
+  // all values but those of 8 columns. Element 2 * n + e is of column 8 * n + e, n from -1 on, in the first row.
+  Func tabulated(const std::string &name, const Expr &block) {
+    Func bias(name);
+    const Expr t = block * tiles_->keys + thread % 4 * 2 + i / 2 * 8 + i % 2 - row(0) + offset_zero;
+    bias(fragment_vars()) =
+        offsets(unsafe_promise_clamped(t, 0, offsets.dim(0).extent() - 1), bounded(task_.head, q.dim(2).extent()));
+    return bias;
+  }
+  Expr tabulated_element() const {
+    const Expr inside = i % (tiles_->keys / 2);
+    return 2 * (inside / 4 - row_of(i)) + i % 2;
+  }
+
+  Expr dense_logit(const Expr &product, const Expr &block) {
     std::vector<Expr> rows;
-    for (int r = 0; r < tiles_->thread_rows(); r++) rows.push_back(row(r));
-    const Expr query = mux_row(i, rows), key = block * tiles_->keys + thread % 4 * 2 + column(i);
-    if (std::string(terms) == "offsets") return ops.fma(product, scale, offsets(unsafe_promise_clamped(key - query + offset_zero, 0, offsets.dim(0).extent() - 1), head_));
-    return ops.fma(product, scale,
-                   dense_bias(unsafe_promise_clamped(min(key, k.dim(1).extent() - 1), 0, dense_bias.dim(0).extent() - 1),
-                              min(query, q.dim(1).extent() - 1), head_, batch));
+    for (int r = 0; r < tiles_->thread_rows(); r++) rows.push_back(min(row(r), q.dim(1).extent() - 1));
+    const Expr key = block * tiles_->keys + thread % 4 * 2 + column(i);
+    return backend_->ops.fma(product, scale,
+                             dense_bias(unsafe_promise_clamped(min(key, k.dim(1).extent() - 1), 0,
+                                                               dense_bias.dim(0).extent() - 1),
+                                        mux_row(i, rows), bounded(task_.head, q.dim(2).extent()), bounded(task_.batch, q.dim(3).extent())));
   }
 
   // One block of keys: the scores, their weights, and what they do to the state.
@@ -222,8 +328,35 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     const auto in_log2 = to_log2();
 
     const Expr block_of_keys = where.block;
-    ready(vars_at()) = backend_->scores(task_, where, warpgroup, before(thread, warpgroup, tile, head_, batch));
-    Expr value = logit(ops.get("%S", i, ready(at(step))), block_of_keys);
+    const bool has_table = std::string(terms) == "offsets";
+    Func bias, held("held" + suffix);
+    Expr begun = before(of_round());
+    if (has_table) {
+      bias = tabulated("bias" + suffix, block_of_keys);
+      funcs.of_fragment.push_back(bias);
+      if (t.early_bias) {
+        // Loaded before the products are waited for.
+        std::string text;
+        std::vector<Expr> arguments;
+        for (int x = 0; x < bias_registers(); x++) {
+          text += "\tmov.b32 %B" + number(x) + ", $" + number(x) + ";\n";
+          arguments.push_back(bias(at(x - first_bias(), step)));
+        }
+        arguments.push_back(begun);
+        held(vars_at()) = ptx.effect(text, arguments);
+        funcs.of_thread.push_back(held);
+        begun = held(at(step));
+      }
+    }
+    ready(vars_at()) = backend_->scores(task_, where, warpgroup, begun);
+    Expr value = ops.get("%S", i, ready(at(step)));
+    if (has_table) {
+      const Expr element = tabulated_element();
+      value = ops.fma(value, scale,
+                      t.early_bias ? ops.get("%B", element + first_bias(), ready(at(step))) : Expr(bias(at(element, step))));
+    } else if (!is_plain_) {
+      value = dense_logit(value, block_of_keys);
+    }
     if (kind != Kind::inner) {
       const Expr first_key = block_of_keys * t.keys + thread % 4 * 2;
       std::vector<Expr> low, high;
@@ -265,7 +398,8 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     for (int x = 0; x < t.scores(); x++) weights.push_back(weight(at(x, step)));
     state(vars_at()) = ptx.effect(text, arguments);
     end(vars_at()) = backend_->accumulate(task_, where, decays, weights, state(at(step)));
-    funcs = {{ready, maximum, reference, decay, sum, state, end}, {score, weight}};
+    for (const Func &g : {ready, maximum, reference, decay, sum, state, end}) funcs.of_thread.push_back(g);
+    for (const Func &g : {score, weight}) funcs.of_fragment.push_back(g);
     return end;
   }
 
@@ -329,12 +463,12 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     return ptx.effect(text + "\t}\n", arguments);
   }
 
-  Var i{"i"}, thread{"thread"}, warpgroup{"warpgroup"}, tile{"tile"}, head_{"head"}, batch{"batch"}, step{"step"};
+  Var i{"i"}, thread{"thread"}, warpgroup{"warpgroup"}, block_{"block"}, block_y_{"block_y"}, block_z_{"block_z"}, round_{"round"}, step{"step"};
   schedules::TensorFuncs f;
   std::unique_ptr<TensorTiles> tiles_;
   std::unique_ptr<TensorBackend> backend_;
   TensorTask task_;
-  Expr visible_keys_;
+  Expr visible_keys_, tile_count_, block_count_, share_;
   bool is_plain_ = true;
 };
 

@@ -19,6 +19,8 @@ RegisterShares register_shares(int warpgroups) {
   return warpgroups == 2 ? RegisterShares{24, 240} : RegisterShares{32, 160};
 }
 
+constexpr int kTaskNumbers = 9, kTaskBytes = 64;
+
 }  // namespace
 
 Hopper::Hopper(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat) : TensorBackend(ptx, tiles, is_bfloat) {
@@ -31,8 +33,10 @@ Hopper::Hopper(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat) : Tenso
   q_.tiles = take(chunks_ * q_.chunk_bytes);
   k_.tiles = take(stages * chunks_ * k_.chunk_bytes);
   v_.tiles = take(stages * chunks_ * v_.chunk_bytes);
-  q_.full = q_.empty = take(8);
+  q_.full = take(8), q_.empty = take(8);
   for (Ring *ring : {&k_, &v_}) ring->full = take(8 * stages), ring->empty = take(8 * stages);
+  posted_ = take(16);
+  tasks_ = take(2 * kTaskBytes);
   end_ = at;
 
   ptx.in_module(".extern .shared .align 1024 .b8 posattn_shared[];");
@@ -58,6 +62,8 @@ Halide::Expr Hopper::initialize_barriers(const Expr &token) {
             number(arrivals) + ";\n";
   };
   initialize(q_.full, 1);
+  initialize(q_.empty, 4 * tiles.warpgroups);
+  for (int s = 0; s < 2; s++) initialize(posted_ + 8 * s, 1);
   for (const Ring *ring : {&k_, &v_}) {
     for (int s = 0; s < tiles.stages; s++) {
       initialize(ring->full + 8 * s, 1);
@@ -116,42 +122,71 @@ Halide::Expr Hopper::copy_block(const TensorTask &task, const TensorSource &sour
        ring.full + stage(step) * 8, ring.empty + stage(step) * 8, 1 - phase(step), token});
 }
 
-// The last warpgroup becomes the one that copies: it streams keys and values through the rings, and exits.
+// Hands a task to the copy warpgroup. Its place is free: the task two rounds ago has been read, for all that
+// it copied has been used.
+Halide::Expr Hopper::post(const TensorTask &task, const Expr &token) {
+  const Expr slot = task.round & 1;
+  std::string text = "\t{ .reg .b32 to; @!%leader bra SKIP$u; add.u32 to, %shared, $0;\n";
+  for (int i = 0; i < kTaskNumbers; i++) {
+    text += "\tst.shared.b32 [to+" + number(4 * i) + "], $" + number(2 + i) + ";\n";
+  }
+  text += "\tadd.u32 to, %shared, $1; mbarrier.arrive.shared::cta.b64 _, [to];\n\tSKIP$u: }\n";
+  return ops.ptx.effect(text, {tasks_ + slot * kTaskBytes, posted_ + slot * 8, task.first_row, task.head, task.kv_head,
+                               task.batch, task.steps, task.last_block, task.first_block, task.right, task.masked,
+                               token});
+}
+
+// The last warpgroup becomes the one that copies: one thread of it takes the tasks as they are posted, streams
+// their keys and values through the rings, and exits after the last.
 Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &token) {
   const int first = 128 * tiles.warpgroups;
   const RegisterShares shares = register_shares(tiles.warpgroups);
+  const auto wait_for = [](const std::string &label, const std::string &barrier, const std::string &parity) {
+    return "\t" + label + ": mbarrier.try_wait.parity.shared::cta.b64 q, [" + barrier + "], " + parity + "; @!q bra " +
+           label + ";\n";
+  };
   std::string text =
-      "\t{ .reg .b32 step, stage, parity, block, other, to, barrier, channel, left; .reg .pred p, q;\n"
+      "\t{ .reg .b32 step, stage, parity, block, other, to, barrier, channel, left, round, slot;\n"
+      "\t.reg .b32 row, head, kv_head, batch, steps, last, first, right, masked; .reg .pred p, q;\n"
       "\tsetp.lt.u32 p, %thread, " +
       number(first) + "; @p bra MULTIPLY$u;\n\tsetmaxnreg.dec.sync.aligned.u32 " + number(shares.copy) +
-      ";\n\tsetp.ne.u32 p, %thread, " + number(first) + "; @p bra DONE$u;\n";
+      ";\n\tsetp.ne.u32 p, %thread, " + number(first) + "; @p bra DONE$u;\n" +
+      "\tmov.u32 stage, 0; mov.u32 parity, 1; mov.u32 round, 0;\n\tTASK$u:\n";
+  text += "\tand.b32 slot, round, 1; shl.b32 barrier, slot, 3; add.u32 barrier, barrier, %shared; add.u32 barrier, "
+          "barrier, " +
+          number(posted_) + "; shr.u32 other, round, 1; and.b32 other, other, 1;\n" +
+          wait_for("POSTED$u", "barrier", "other") + "\tmad.lo.u32 to, slot, " + number(kTaskBytes) +
+          ", %shared; add.u32 to, to, " + number(tasks_) + ";\n";
+  int place = 0;
+  for (const char *name : {"row", "head", "kv_head", "batch", "steps", "last", "first", "right", "masked"}) {
+    text += std::string("\tld.shared.b32 ") + name + ", [to+" + number(4 * place++) + "];\n";
+  }
+  text += "\tsetp.le.s32 p, steps, 0; @p bra DONE$u;\n\tand.b32 other, round, 1; xor.b32 other, other, 1; add.u32 "
+          "barrier, %shared, " +
+          number(q_.empty) + ";\n" + wait_for("QUERIES$u", "barrier", "other");
   text += "\tadd.u32 to, %shared, " + number(q_.tiles) + "; add.u32 barrier, %shared, " + number(q_.full) + ";\n" +
-          copy_tile("$@0", q_.chunk_bytes, "to", "barrier", "$3", "$4", "$6", "");
+          copy_tile("$@0", q_.chunk_bytes, "to", "barrier", "row", "head", "batch", "");
   text +=
-      "\tmov.u32 step, 0; mov.u32 stage, 0; mov.u32 parity, 1; sub.s32 left, $11, $10;\n"
-      "\tNEXT$u: setp.ge.s32 p, step, $7; @p bra DONE$u;\n"
+      "\tmov.u32 step, 0; sub.s32 left, masked, right;\n\tNEXT$u:\n"
       // TensorTask::block
-      "\tsub.s32 block, $8, step; setp.lt.s32 p, step, $10; @p bra KNOWN$u;\n"
-      "\tadd.s32 block, block, left; setp.ge.s32 p, step, $11; @p bra KNOWN$u;\n"
-      "\tsub.s32 other, step, $10; add.s32 block, other, $9;\n"
+      "\tsub.s32 block, last, step; setp.lt.s32 p, step, right; @p bra KNOWN$u;\n"
+      "\tadd.s32 block, block, left; setp.ge.s32 p, step, masked; @p bra KNOWN$u;\n"
+      "\tsub.s32 other, step, right; add.s32 block, other, first;\n"
       "\tKNOWN$u: mul.lo.s32 block, block, " +
       number(tiles.keys) + ";\n";
-  int label = 0;
   for (const Ring *ring : {&k_, &v_}) {
-    const std::string name = "FREE$u_" + number(label++);
     text += "\tshl.b32 to, stage, 3; add.u32 to, to, %shared; add.u32 barrier, to, " + number(ring->full) +
-            "; add.u32 to, to, " + number(ring->empty) + ";\n\t" + name +
-            ": mbarrier.try_wait.parity.shared::cta.b64 q, [to], parity; @!q bra " + name + ";\n" +
-            "\tmad.lo.u32 to, stage, " + number(chunks_ * ring->chunk_bytes) + ", %shared; add.u32 to, to, " +
-            number(ring->tiles) + ";\n" +
-            copy_tile(ring == &k_ ? "$@1" : "$@2", ring->chunk_bytes, "to", "barrier", "block", "$5", "$6", "");
+            "; add.u32 to, to, " + number(ring->empty) + ";\n" +
+            wait_for(ring == &k_ ? "KEYS$u" : "VALUES$u", "to", "parity") + "\tmad.lo.u32 to, stage, " +
+            number(chunks_ * ring->chunk_bytes) + ", %shared; add.u32 to, to, " + number(ring->tiles) + ";\n" +
+            copy_tile(ring == &k_ ? "$@1" : "$@2", ring->chunk_bytes, "to", "barrier", "block", "kv_head", "batch", "");
   }
   text += "\tadd.u32 step, step, 1; add.u32 stage, stage, 1; setp.eq.u32 p, stage, " + number(tiles.stages) +
-          "; @p mov.u32 stage, 0; @p xor.b32 parity, parity, 1; bra NEXT$u;\n"
+          "; @p mov.u32 stage, 0; @p xor.b32 parity, parity, 1; setp.lt.s32 p, step, steps; @p bra NEXT$u;\n"
+          "\tadd.u32 round, round, 1; bra TASK$u;\n"
           "\tDONE$u: exit;\n\tMULTIPLY$u: setmaxnreg.inc.sync.aligned.u32 " +
           number(shares.multiply) + ";\n\t}\n";
-  return ops.ptx.effect(text, {task.q.map, task.k.map, task.v.map, task.first_row, task.head, task.kv_head, task.batch,
-                               task.steps, task.last_block, task.first_block, task.right, task.masked, token});
+  return ops.ptx.effect(text, {task.q.map, task.k.map, task.v.map, token});
 }
 
 // Products.
@@ -194,10 +229,16 @@ Halide::Expr Hopper::wait_products(int pending, const Expr &token) {
 
 // The kernel's parts.
 
-Halide::Expr Hopper::begin(const TensorTask &task, const Expr &, const Expr &, const Expr &token) {
+Halide::Expr Hopper::setup(const TensorTask &first, const Expr &token) {
   Expr done = initialize_barriers(token);
+  if (!tiles.copy_warpgroup) return done;
+  return start_copy_warpgroup(first, post(first, done));
+}
+
+Halide::Expr Hopper::begin(const TensorTask &task, const TensorTask &next, const Expr &token) {
+  Expr done = token;
   if (tiles.copy_warpgroup) {
-    done = start_copy_warpgroup(task, done);
+    done = post(next, done);
   } else {
     done = copy_queries(task, done);
     for (int s = 0; s < tiles.stages - 1; s++) {
@@ -207,15 +248,15 @@ Halide::Expr Hopper::begin(const TensorTask &task, const Expr &, const Expr &, c
     }
   }
   done = ops.fill("%O", tiles.outputs(), 0.f, done);
-  return wait(q_.full, 0, done);
+  return wait(q_.full, task.round & 1, done);
 }
 
 Halide::Expr Hopper::scores(const TensorTask &task, const Step &step, const Expr &group, const Expr &token) {
-  const Expr j = step.index;
+  const Expr j = task.steps_before + step.index;
   Expr done = token;
   if (!tiles.copy_warpgroup) {
-    done = copy_block(task, task.k, k_, j + tiles.stages - 1, done);
-    done = copy_block(task, task.v, v_, j + tiles.stages - (tiles.overlap ? 2 : 1), done);
+    done = copy_block(task, task.k, k_, step.index + tiles.stages - 1, done);
+    done = copy_block(task, task.v, v_, step.index + tiles.stages - (tiles.overlap ? 2 : 1), done);
   }
   done = wait(k_.full + stage(j) * 8, phase(j), done);
   done = multiply_keys(q_.tiles + group * (64 * 128), tile(k_, j), done);
@@ -225,9 +266,9 @@ Halide::Expr Hopper::scores(const TensorTask &task, const Step &step, const Expr
   return release(k_.empty + stage(j) * 8, done);
 }
 
-Halide::Expr Hopper::accumulate(const TensorTask &, const Step &step, const std::vector<Expr> &decay,
+Halide::Expr Hopper::accumulate(const TensorTask &task, const Step &step, const std::vector<Expr> &decay,
                                 const std::vector<Expr> &weights, const Expr &token) {
-  const Expr j = step.index;
+  const Expr j = task.steps_before + step.index;
   Expr done = token;
   if (tiles.overlap && !step.is_first) {
     // A wait for the next values, which must come anyway, starts a new basic block: without one ptxas moves
@@ -262,11 +303,13 @@ Halide::Expr Hopper::accumulate(const TensorTask &, const Step &step, const std:
 }
 
 Halide::Expr Hopper::finish(const TensorTask &task, const Expr &token) {
-  // The token of a loop: what follows must be another call.
   Expr done = token;
+  if (tiles.copy_warpgroup) done = release(q_.empty, done);
   if (tiles.overlap) {
-    done = multiply_values(task.steps - 1, done);
+    const Expr last = task.steps_before + task.steps - 1;
+    done = multiply_values(last, done);
     done = wait_products(0, done);
+    done = release(v_.empty + stage(last) * 8, done);
   }
   return done;
 }

@@ -13,7 +13,8 @@ class Hopper : public TensorBackend {
   Hopper(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat);
 
   int shared_bytes() const override { return end_; }
-  Expr begin(const TensorTask &task, const Expr &thread, const Expr &group, const Expr &token) override;
+  Expr setup(const TensorTask &first, const Expr &token) override;
+  Expr begin(const TensorTask &task, const TensorTask &next, const Expr &token) override;
   Expr scores(const TensorTask &task, const Step &step, const Expr &group, const Expr &token) override;
   Expr accumulate(const TensorTask &task, const Step &step, const std::vector<Expr> &decay,
                   const std::vector<Expr> &weights, const Expr &token) override;
@@ -25,8 +26,11 @@ class Hopper : public TensorBackend {
     int tiles, chunk_bytes;  // offset of the first tile; bytes of a chunk
     int full, empty;         // offsets of barriers, 8 bytes each
   };
-  Expr stage(const Expr &step) const { return step % tiles.stages; }
-  Expr phase(const Expr &step) const { return step / tiles.stages % 2; }
+  // `step` counts from the block of threads' first one, over all of its tasks.
+  Expr stage(const Expr &step) const { return step & (tiles.stages - 1); }
+  Expr phase(const Expr &step) const {
+    return Halide::cast<int>(Halide::cast<uint32_t>(step) / tiles.stages % 2);
+  }
   Expr tile(const Ring &ring, const Expr &step) const {
     return ring.tiles + stage(step) * (chunks_ * ring.chunk_bytes);
   }
@@ -41,12 +45,14 @@ class Hopper : public TensorBackend {
                         const std::string &token, const std::string &head, const std::string &batch,
                         const std::string &guard) const;
   Expr start_copy_warpgroup(const TensorTask &task, const Expr &token);
+  Expr post(const TensorTask &task, const Expr &token);
   Expr multiply_keys(const Expr &queries, const Expr &keys, const Expr &token);
   Expr multiply_values(const Expr &step, const Expr &token);
   Expr wait_products(int pending, const Expr &token);
 
   int chunks_;
   Ring q_, k_, v_;
+  int tasks_, posted_;  // two tasks for the copy warpgroup, and the barriers that say that they are there
   int end_;
 };
 

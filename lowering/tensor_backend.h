@@ -25,6 +25,7 @@ struct TensorTiles {
   bool copy_warpgroup;    // one more warpgroup does nothing but copy
   bool overlap;           // the weights of a block are computed while the values of the block before are multiplied
   bool early_value_wait;  // see Hopper::accumulate
+  bool early_bias;        // a tabulated bias is loaded before the products are waited for
   int blocks_per_sm;      // that registers shall leave room for
 
   int rows() const { return warpgroups * 4 * row_tiles * 16; }
@@ -44,20 +45,20 @@ struct TensorSource {
   Halide::Expr map;  // a number that stands for a CUtensorMap over (channel, token, head, batch)
 };
 
-// What a block of threads works on.
+// One tile of queries that a block of threads works on.
 struct TensorTask {
   TensorSource q, k, v;
   Halide::Expr first_row, head, kv_head, batch;
   // Step s of `steps` is about one block of keys: the last ones from last_block down, `right` of them; then
   // from first_block up, until `masked` steps are done; then from last_block - right down.
   Halide::Expr steps, last_block, first_block, right, masked;
+  // Tiles, and steps of them, that this block of threads has worked on before.
+  Halide::Expr round, steps_before;
 
+  // The block of keys of any step, and the same where the step is known to be masked, or not to be.
   Halide::Expr block(const Halide::Expr &s) const {
-    using Halide::select;
-    return select(s < right, last_block - s,
-                  select(s < masked, first_block + s - right, last_block - s + masked - right));
+    return Halide::select(s < masked, masked_block(s), inner_block(s));
   }
-  // The same where s is known to be masked, or not to be.
   Halide::Expr masked_block(const Halide::Expr &s) const {
     return Halide::select(s < right, last_block - s, first_block + s - right);
   }
@@ -81,9 +82,11 @@ class TensorBackend {
   virtual ~TensorBackend() = default;
 
   virtual int shared_bytes() const = 0;
-  // Where the kernel's threads are `thread` of 128 in `group`. Every method takes a token and returns one.
-  // Fetches the queries, and starts to fetch keys and values.
-  virtual Expr begin(const TensorTask &task, const Expr &thread, const Expr &group, const Expr &token) = 0;
+  // Every method takes a token and returns one. The threads are `thread` of 128 in `group`.
+  // Once; `first` is the first task.
+  virtual Expr setup(const TensorTask &first, const Expr &token) = 0;
+  // Fetches a task's queries, and starts to fetch keys and values. The next task has no steps if there is none.
+  virtual Expr begin(const TensorTask &task, const TensorTask &next, const Expr &token) = 0;
   // Products of queries and keys; %S holds them afterwards.
   virtual Expr scores(const TensorTask &task, const Step &step, const Expr &group, const Expr &token) = 0;
   // Scales what is there by `decay`, a factor a row, and adds the weighted values.

@@ -16,13 +16,15 @@ struct TensorBlockFuncs {
 };
 
 struct TensorFuncs {
-  Halide::Func done;                     // tokens of (thread, group, tile, head, batch)
-  std::vector<Halide::Func> of_thread;   // before, between and after the loops
-  Halide::Func loop;                     // its updates are the loops over masked and over other blocks
+  Halide::Func done;                    // tokens of (thread, group, block)
+  Halide::Func rounds;                  // its update is the loop over the tiles of a block of threads
+  std::vector<Halide::Func> of_thread;  // before that loop, of (thread, group, block), besides `rounds`
+  std::vector<Halide::Func> of_round;   // of (thread, group, round, block), besides `loop`
+  Halide::Func loop;                    // its updates are the loops over masked and over other blocks of keys
   TensorBlockFuncs first, masked, inner;
-  Halide::RDom masked_steps, inner_steps;
+  Halide::RDom round, masked_steps, inner_steps;
   struct {
-    Halide::Var i, thread, group, tile, head, batch;
+    Halide::Var i, thread, group, block, block_y, block_z;
   } vars;
 };
 
