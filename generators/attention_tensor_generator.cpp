@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "generators/fast_math.h"
+#include "lowering/ampere.h"
 #include "lowering/hopper.h"
 #include "lowering/ptx_kernel.h"
 #include "schedules/cuda_tensor.h"
@@ -39,7 +40,6 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   // Blocks of threads that share the tiles; as many as there are tiles at most.
   Input<int> blocks{"blocks"};
   Input<int> offset_zero{"offset_zero"};
-  Input<uint64_t> q_map{"q_map"}, k_map{"k_map"}, v_map{"v_map"};
   Input<Buffer<void, 4>> q{"q"}, k{"k"}, v{"v"};  // (d, token, head, batch)
   Input<Buffer<int, 1>> lengths{"lengths"};
   Input<Buffer<float, 2>> offsets{"offsets"};
@@ -53,20 +53,28 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   void configure() {
     q.set_type(type), k.set_type(type), v.set_type(type), out.set_type(type);
     stored_to = {"out", "lse"};
+    // Tensor maps: (channel, token, head, batch), 64 channels and `estimate` tokens a box, swizzled by 128 bytes.
+    if (is_hopper()) {
+      for (const char *name : {"q_map", "k_map", "v_map"}) maps_.push_back(add_input<uint64_t>(name));
+    }
   }
 
   void generate() {
     const std::string terms = this->terms;
     is_plain_ = terms == "plain";
     TensorTiles chosen = schedules::tensor_tiles(
-        true, head_dim, is_plain_ ? schedules::TensorScores::plain : schedules::TensorScores::biased);
+        is_hopper(), head_dim, is_plain_ ? schedules::TensorScores::plain : schedules::TensorScores::biased);
     const auto set = [](auto &tile, int value) { tile = value >= 0 ? value : tile; };
     set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.stages, stages);
     set(chosen.copy_warpgroup, copy_warpgroup), set(chosen.overlap, overlap);
     set(chosen.early_value_wait, early_value_wait), set(chosen.early_bias, early_bias);
     set(chosen.blocks_per_sm, blocks_per_sm);
     tiles_ = std::make_unique<TensorTiles>(chosen);
-    backend_ = std::make_unique<Hopper>(ptx, *tiles_, Type(type).is_bfloat());
+    if (is_hopper()) {
+      backend_ = std::make_unique<Hopper>(ptx, *tiles_, Type(type).is_bfloat());
+    } else {
+      backend_ = std::make_unique<Ampere>(ptx, *tiles_, Type(type).is_bfloat());
+    }
     const TensorTiles &t = *tiles_;
     const PtxOps &ops = backend_->ops;
     const int R = t.thread_rows();
@@ -74,9 +82,11 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     ptx.declare_register(".f32 %l<" + number(R) + ">");
     if (t.early_bias) ptx.declare_register(".f32 %B<" + number(bias_registers()) + ">");
     ptx.declare_register(".b32 %base<1>");  // steps of all tasks before
-    head = {"8.4", "sm_90a",
-            "\t.maxntid 128, " + number(t.groups()) + ", 1\n\t.minnctapersm " + number(t.blocks_per_sm) + "\n"};
-    assemble_for = "sm_90a";
+    const std::string threads = "\t.maxntid 128, " + number(t.groups()) + ", 1\n";
+    head = {is_hopper() ? "8.4" : "7.0", is_hopper() ? "sm_90a" : "sm_80",
+            threads + "\t.minnctapersm " + number(t.blocks_per_sm) + "\n"};
+    assemble_for = head.target;
+    embeds_text = !is_hopper();
     for (auto *b : {&q, &k, &v, &out}) {
       for (int i = 0; i < 4; i++) b->dim(i).set_min(0);
     }
@@ -87,9 +97,9 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     offsets.dim(0).set_min(0), offsets.dim(1).set_min(0);
     for (int i = 0; i < 4; i++) dense_bias.dim(i).set_min(0);
     dense_bias.dim(0).set_stride(Expr());
-    q_map.set_estimate(static_cast<uint64_t>(t.rows()));
-    k_map.set_estimate(static_cast<uint64_t>(t.keys));
-    v_map.set_estimate(static_cast<uint64_t>(t.keys));
+    for (size_t i = 0; i < maps_.size(); i++) {
+      maps_[i]->set_estimate(static_cast<uint64_t>(i == 0 ? t.rows() : t.keys));
+    }
 
     // Blocks of threads take tiles in turns, and every other turn in reverse: causal tiles differ, and so each
     // block gets large and small ones. A kernel without a copy warpgroup has a block for each tile.
@@ -104,41 +114,32 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     share_ = share(of_thread());
 
     // The algorithm.
-    Func setup("setup"), rounds("rounds"), enter("enter"), plan("plan"), place("place"), start("start"), first("first"), loop("loop"), last("last");
-    setup(of_thread()) = backend_->setup(task_of(0), ops.fill("%base", 1, 0.f, 0));
+    Func setup("setup"), rounds("rounds"), enter("enter"), plan("plan"), length("length"), start("start"), first("first"), loop("loop"), last("last");
+    setup(of_thread()) = backend_->setup({task_of(0), task_of(1)}, ops.fill("%base", 1, 0.f, 0));
 
-    // A block of threads that has had its share leaves. A condition of the loop over rounds would not keep
-    // Halide from running a round's stages up to the last, and they wait for copies.
+    // Tasks that are made ahead of time are read where they were posted: making them takes divisions.
     const Expr entered = setup(of_thread()) + round_;
-    enter(of_round()) = t.copy_warpgroup ? ptx.effect("\t{ .reg .pred p; setp.ge.s32 p, $0, $1; @p exit; }",
-                                                      {round_, share_, entered})
-                                         : entered;
+    enter(of_round()) = t.copy_warpgroup ? backend_->enter(round_, entered) : entered;
     TensorTask task = task_of(round_);
-    // Behind an instruction each: from the bounds of these numbers Halide would make more conditions in the
-    // loops over blocks, which then cost up to a tenth of the time.
-    std::vector<Expr> numbers;
-    for (const Expr &x : {task.steps, task.masked}) numbers.push_back(ops.after(x, enter(of_round())));
-    for (const Expr &x : {task.last_block, task.first_block, task.right, visible_keys(task.batch)}) numbers.push_back(x);
-    numbers.push_back(ptx.read(Int(32), "\tmov.b32 $r, %base0;", {enter(of_round())}));
-    plan(of_round()) = Tuple(numbers);
+    if (t.copy_warpgroup) backend_->read_posted(task, enter(of_round()));
+    // Behind an instruction: from the bounds of these two Halide would make more conditions in the loops over
+    // blocks of keys, which then cost up to a tenth of the time.
+    for (Expr *x : {&task.steps, &task.masked}) *x = ops.after(*x, enter(of_round()));
+    const Expr steps_before = ptx.read(Int(32), "\tmov.b32 $r, %base0;", {enter(of_round())});
+    plan(of_round()) = Tuple(task.steps, task.masked, task.last_block, task.first_block, task.right, steps_before,
+                             task.first_row, task.head, task.kv_head, task.batch);
     const FuncRef planned = plan(of_round());
     task.steps = planned[0], task.masked = planned[1];
     task.last_block = planned[2], task.first_block = planned[3], task.right = planned[4];
-    visible_keys_ = planned[5];
-    task.steps_before = t.copy_warpgroup ? Expr(planned[6]) : Expr(0);
-    if (t.copy_warpgroup) {
-      // Divisions, which are not for loops.
-      place(of_round()) = Tuple(task.first_row, task.head, task.batch);
-      const FuncRef placed = place(of_round());
-      task.first_row = placed[0], task.head = placed[1], task.batch = placed[2];
-      task.kv_head = task.head / group;
-      f.of_round.push_back(place);
-    }
+    task.steps_before = t.copy_warpgroup ? Expr(planned[5]) : Expr(0);
+    if (t.copy_warpgroup) task.first_row = planned[6], task.head = planned[7], task.kv_head = planned[8], task.batch = planned[9];
+    length(of_round()) = visible_keys(bounded(task.batch, q.dim(3).extent()));
+    visible_keys_ = length(of_round());
     task_ = task;
     {
       Expr token = ops.fill("%m", R, start_of_maximum(), enter(of_round()));
       token = ops.fill("%l", R, 0.f, token);
-      start(of_round()) = backend_->begin(task, task_of(round_ + 1), token);
+      start(of_round()) = backend_->begin(task, token);
     }
     first(of_round()) = block("_first", {Expr(0), task.last_block, true}, Kind::first, start, f.first)(at(0));
     const Expr most_steps = blocks_up_to(k.dim(1).extent()) + 1;
@@ -151,7 +152,10 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     loop(of_round()) = first(of_round());
     loop(of_round()) = loop(of_round()) + masked(at(f.masked_steps));
     loop(of_round()) = loop(of_round()) + inner(at(f.inner_steps));
-    last(of_round()) = backend_->finish(task, loop(of_round()) + 1);
+    // A task two rounds ahead, while the last product runs.
+    Expr token = backend_->finish(task, loop(of_round()) + 1);
+    if (t.copy_warpgroup) token = backend_->post(task_of(round_ + TensorBackend::kTasksAhead), token);
+    last(of_round()) = backend_->wait_for_outputs(task, token);
 
     Func sum("sum"), result("result");
     std::vector<Expr> sums, results;
@@ -168,7 +172,7 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     f.rounds = rounds;
     f.loop = loop;
     f.of_thread = {share, setup};
-    for (const Func &g : {enter, plan, start, first, last, sum, result}) f.of_round.push_back(g);
+    for (const Func &g : {enter, plan, length, start, first, last, sum, result}) f.of_round.push_back(g);
     f.vars = {i, thread, warpgroup, block_, block_y_, block_z_};
     Func(done)
         .bound(block_, 0, block_count_)
@@ -183,6 +187,8 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
 
  private:
   enum class Kind { first, masked, inner };
+
+  bool is_hopper() const { return std::string(card) == "sm90a"; }
 
   std::vector<Var> of_thread() const { return {thread, warpgroup, block_, block_y_, block_z_}; }
   std::vector<Var> of_round() const { return {thread, warpgroup, round_, block_, block_y_, block_z_}; }
@@ -222,7 +228,7 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
       task.head = block_y_, task.batch = block_z_;
     }
     task.kv_head = task.head / group;
-    task.q = source(q, q_map), task.k = source(k, k_map), task.v = source(v, v_map);
+    task.q = source(q, 0), task.k = source(k, 1), task.v = source(v, 2);
     const Expr visible = visible_keys(min(task.batch, q.dim(3).extent() - 1));
     const Expr last_row = min(task.first_row + t.rows(), queries) - 1;
     const Expr begin = max(task.first_row + diagonal - window_left, 0);
@@ -241,10 +247,10 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   }
 
   // By address and by map: a backend takes what it needs.
-  template <typename I, typename M>
-  TensorSource source(I &buffer, M &map) {
+  template <typename I>
+  TensorSource source(I &buffer, int map) {
     return {device_address(buffer),    buffer.dim(1).stride(), buffer.dim(2).stride(), buffer.dim(3).stride(),
-            buffer.dim(1).extent(), buffer.dim(0).extent(), Expr(map)};
+            buffer.dim(1).extent(), buffer.dim(0).extent(), is_hopper() ? Expr(*maps_[map]) : Expr()};
   }
 
   // Scores stay products until the exponential where nothing is added to them.
@@ -464,6 +470,7 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   }
 
   Var i{"i"}, thread{"thread"}, warpgroup{"warpgroup"}, block_{"block"}, block_y_{"block_y"}, block_z_{"block_z"}, round_{"round"}, step{"step"};
+  std::vector<GeneratorInput<uint64_t> *> maps_;
   schedules::TensorFuncs f;
   std::unique_ptr<TensorTiles> tiles_;
   std::unique_ptr<TensorBackend> backend_;

@@ -1,6 +1,9 @@
 #include "lowering/hopper.h"
 
 namespace posattn {
+
+using Halide::cast;
+
 namespace {
 
 // Upper bits of a shared memory descriptor: 128-byte swizzle, and the steps between groups of 8 rows and
@@ -19,7 +22,9 @@ RegisterShares register_shares(int warpgroups) {
   return warpgroups == 2 ? RegisterShares{24, 240} : RegisterShares{32, 160};
 }
 
-constexpr int kTaskNumbers = 9, kTaskBytes = 64;
+// A posted task, and how many there is place for: one that is posted two rounds ahead replaces one of two rounds
+// before, which every warp has read, as the rings of keys and values are no longer than two steps.
+constexpr int kTaskNumbers = 9, kTaskBytes = 64, kTaskPlaces = 4;
 
 }  // namespace
 
@@ -35,8 +40,8 @@ Hopper::Hopper(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat) : Tenso
   v_.tiles = take(stages * chunks_ * v_.chunk_bytes);
   q_.full = take(8), q_.empty = take(8);
   for (Ring *ring : {&k_, &v_}) ring->full = take(8 * stages), ring->empty = take(8 * stages);
-  posted_ = take(16);
-  tasks_ = take(2 * kTaskBytes);
+  posted_ = take(8 * kTaskPlaces);
+  tasks_ = take(kTaskPlaces * kTaskBytes);
   end_ = at;
 
   ptx.in_module(".extern .shared .align 1024 .b8 posattn_shared[];");
@@ -63,7 +68,7 @@ Halide::Expr Hopper::initialize_barriers(const Expr &token) {
   };
   initialize(q_.full, 1);
   initialize(q_.empty, 4 * tiles.warpgroups);
-  for (int s = 0; s < 2; s++) initialize(posted_ + 8 * s, 1);
+  for (int s = 0; s < kTaskPlaces; s++) initialize(posted_ + 8 * s, 1);
   for (const Ring *ring : {&k_, &v_}) {
     for (int s = 0; s < tiles.stages; s++) {
       initialize(ring->full + 8 * s, 1);
@@ -122,18 +127,35 @@ Halide::Expr Hopper::copy_block(const TensorTask &task, const TensorSource &sour
        ring.full + stage(step) * 8, ring.empty + stage(step) * 8, 1 - phase(step), token});
 }
 
-// Hands a task to the copy warpgroup. Its place is free: the task two rounds ago has been read, for all that
-// it copied has been used.
 Halide::Expr Hopper::post(const TensorTask &task, const Expr &token) {
-  const Expr slot = task.round & 1;
+  const Expr place = task.round & (kTaskPlaces - 1);
   std::string text = "\t{ .reg .b32 to; @!%leader bra SKIP$u; add.u32 to, %shared, $0;\n";
   for (int i = 0; i < kTaskNumbers; i++) {
     text += "\tst.shared.b32 [to+" + number(4 * i) + "], $" + number(2 + i) + ";\n";
   }
   text += "\tadd.u32 to, %shared, $1; mbarrier.arrive.shared::cta.b64 _, [to];\n\tSKIP$u: }\n";
-  return ops.ptx.effect(text, {tasks_ + slot * kTaskBytes, posted_ + slot * 8, task.first_row, task.head, task.kv_head,
+  return ops.ptx.effect(text, {tasks_ + place * kTaskBytes, posted_ + place * 8, task.first_row, task.head, task.kv_head,
                                task.batch, task.steps, task.last_block, task.first_block, task.right, task.masked,
                                token});
+}
+
+Halide::Expr Hopper::enter(const Expr &round, const Expr &token) {
+  const Expr place = round & (kTaskPlaces - 1);
+  const Expr parity = cast<int>(cast<uint32_t>(round) / kTaskPlaces % 2);
+  return ops.ptx.effect("\t{ .reg .b32 steps; .reg .pred p; add.u32 steps, %shared, $0; ld.shared.b32 steps, [steps+16]; "
+                        "setp.le.s32 p, steps, 0; @p exit; }\n",
+                        {tasks_ + place * kTaskBytes, wait(posted_ + place * 8, parity, token)});
+}
+
+void Hopper::read_posted(TensorTask &task, const Expr &token) {
+  int at = 0;
+  const Expr place = tasks_ + (task.round & (kTaskPlaces - 1)) * kTaskBytes;
+  for (Expr *x : {&task.first_row, &task.head, &task.kv_head, &task.batch, &task.steps, &task.last_block,
+                  &task.first_block, &task.right, &task.masked}) {
+    *x = ops.ptx.read(Halide::Int(32), "\t{ .reg .b32 a; add.u32 a, %shared, $0; ld.shared.b32 $r, [a+" + number(at) + "]; }",
+                      {place, token});
+    at += 4;
+  }
 }
 
 // The last warpgroup becomes the one that copies: one thread of it takes the tasks as they are posted, streams
@@ -152,9 +174,9 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
       number(first) + "; @p bra MULTIPLY$u;\n\tsetmaxnreg.dec.sync.aligned.u32 " + number(shares.copy) +
       ";\n\tsetp.ne.u32 p, %thread, " + number(first) + "; @p bra DONE$u;\n" +
       "\tmov.u32 stage, 0; mov.u32 parity, 1; mov.u32 round, 0;\n\tTASK$u:\n";
-  text += "\tand.b32 slot, round, 1; shl.b32 barrier, slot, 3; add.u32 barrier, barrier, %shared; add.u32 barrier, "
+  text += "\tand.b32 slot, round, " + number(kTaskPlaces - 1) + "; shl.b32 barrier, slot, 3; add.u32 barrier, barrier, %shared; add.u32 barrier, "
           "barrier, " +
-          number(posted_) + "; shr.u32 other, round, 1; and.b32 other, other, 1;\n" +
+          number(posted_) + "; shr.u32 other, round, 2; and.b32 other, other, 1;\n" +
           wait_for("POSTED$u", "barrier", "other") + "\tmad.lo.u32 to, slot, " + number(kTaskBytes) +
           ", %shared; add.u32 to, to, " + number(tasks_) + ";\n";
   int place = 0;
@@ -229,17 +251,16 @@ Halide::Expr Hopper::wait_products(int pending, const Expr &token) {
 
 // The kernel's parts.
 
-Halide::Expr Hopper::setup(const TensorTask &first, const Expr &token) {
+Halide::Expr Hopper::setup(const std::vector<TensorTask> &tasks, const Expr &token) {
   Expr done = initialize_barriers(token);
   if (!tiles.copy_warpgroup) return done;
-  return start_copy_warpgroup(first, post(first, done));
+  for (const TensorTask &task : tasks) done = post(task, done);
+  return start_copy_warpgroup(tasks[0], done);
 }
 
-Halide::Expr Hopper::begin(const TensorTask &task, const TensorTask &next, const Expr &token) {
+Halide::Expr Hopper::begin(const TensorTask &task, const Expr &token) {
   Expr done = token;
-  if (tiles.copy_warpgroup) {
-    done = post(next, done);
-  } else {
+  if (!tiles.copy_warpgroup) {
     done = copy_queries(task, done);
     for (int s = 0; s < tiles.stages - 1; s++) {
       done = copy_block(task, task.k, k_, s, done);
@@ -278,24 +299,9 @@ Halide::Expr Hopper::accumulate(const TensorTask &task, const Step &step, const 
     done = wait_products(0, done);
     done = release(v_.empty + stage(j - 1) * 8, done);
   }
-  if (!step.is_first) {
-    std::string text;
-    for (int i = 0; i < tiles.outputs(); i++) {
-      const std::string name = "%O" + number(i);
-      text += "\tmul.ftz.f32 " + name + ", " + name + ", $" + number(tiles.row_of_output(i)) + ";\n";
-    }
-    std::vector<Expr> arguments = decay;
-    arguments.push_back(done);
-    done = ops.ptx.effect(text, arguments);
-  }
+  if (!step.is_first) done = scale_outputs(decay, done);
   // Only now is the product that reads %P over. Earlier, ptxas would wait for each product (warning C7513).
-  std::string text;
-  for (int i = 0; i < tiles.scores() / 2; i++) {
-    text += pack("%P" + number(i), "$" + number(2 * i), "$" + number(2 * i + 1));
-  }
-  std::vector<Expr> arguments = weights;
-  arguments.push_back(done);
-  done = ops.ptx.effect(text, arguments);
+  done = pack_weights(weights, done);
   if (tiles.overlap) return done;
   done = multiply_values(j, done);
   done = wait_products(0, done);
@@ -305,13 +311,14 @@ Halide::Expr Hopper::accumulate(const TensorTask &task, const Step &step, const 
 Halide::Expr Hopper::finish(const TensorTask &task, const Expr &token) {
   Expr done = token;
   if (tiles.copy_warpgroup) done = release(q_.empty, done);
-  if (tiles.overlap) {
-    const Expr last = task.steps_before + task.steps - 1;
-    done = multiply_values(last, done);
-    done = wait_products(0, done);
-    done = release(v_.empty + stage(last) * 8, done);
-  }
+  if (tiles.overlap) done = multiply_values(task.steps_before + task.steps - 1, done);
   return done;
+}
+
+Halide::Expr Hopper::wait_for_outputs(const TensorTask &task, const Expr &token) {
+  if (!tiles.overlap) return token;
+  const Expr last = task.steps_before + task.steps - 1;
+  return release(v_.empty + stage(last) * 8, wait_products(0, token));
 }
 
 }  // namespace posattn

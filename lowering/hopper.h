@@ -13,12 +13,16 @@ class Hopper : public TensorBackend {
   Hopper(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat);
 
   int shared_bytes() const override { return end_; }
-  Expr setup(const TensorTask &first, const Expr &token) override;
-  Expr begin(const TensorTask &task, const TensorTask &next, const Expr &token) override;
+  Expr setup(const std::vector<TensorTask> &tasks, const Expr &token) override;
+  Expr begin(const TensorTask &task, const Expr &token) override;
+  Expr post(const TensorTask &task, const Expr &token) override;
+  Expr enter(const Expr &round, const Expr &token) override;
+  void read_posted(TensorTask &task, const Expr &token) override;
   Expr scores(const TensorTask &task, const Step &step, const Expr &group, const Expr &token) override;
   Expr accumulate(const TensorTask &task, const Step &step, const std::vector<Expr> &decay,
                   const std::vector<Expr> &weights, const Expr &token) override;
   Expr finish(const TensorTask &task, const Expr &token) override;
+  Expr wait_for_outputs(const TensorTask &task, const Expr &token) override;
 
  private:
   // A tile in shared memory is a row of chunks, each 64 channels wide: rows of 128 bytes, swizzled.
@@ -45,14 +49,13 @@ class Hopper : public TensorBackend {
                         const std::string &token, const std::string &head, const std::string &batch,
                         const std::string &guard) const;
   Expr start_copy_warpgroup(const TensorTask &task, const Expr &token);
-  Expr post(const TensorTask &task, const Expr &token);
   Expr multiply_keys(const Expr &queries, const Expr &keys, const Expr &token);
   Expr multiply_values(const Expr &step, const Expr &token);
   Expr wait_products(int pending, const Expr &token);
 
   int chunks_;
   Ring q_, k_, v_;
-  int tasks_, posted_;  // two tasks for the copy warpgroup, and the barriers that say that they are there
+  int tasks_, posted_;  // places of posted tasks, and the barriers that say that they are there
   int end_;
 };
 

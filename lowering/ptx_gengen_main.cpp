@@ -131,8 +131,10 @@ Module rewrite(const Module &module, const PtxKernel &kernel, const std::string 
       std::ofstream(stem + ".in.ptx") << in;
       std::ofstream(stem + ".out.ptx") << code.c_str();
     }
-    const std::string ptxas = kernel.assemble_for.empty() ? "" : find_ptxas();
-    if (!ptxas.empty()) code = assemble(ptxas, code.c_str(), kernel.assemble_for, stem);
+    if (const std::string ptxas = find_ptxas(); !ptxas.empty()) {
+      const std::string binary = assemble(ptxas, code.c_str(), kernel.assemble_for, stem);
+      if (!kernel.embeds_text) code = binary;
+    }
     size = static_cast<int>(code.size());
     Halide::Buffer<uint8_t> replacement(size, buffer.name());
     std::memcpy(replacement.data(), code.data(), code.size());

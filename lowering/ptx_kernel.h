@@ -20,8 +20,10 @@ class PtxKernel {
 
   // The head of the PTX text.
   InlinePtx::Head head;
-  // Which card ptxas assembles for, such as sm_90a. Empty: the text itself is embedded, and the driver assembles it.
+  // Which card ptxas, where there is one, assembles for, such as sm_90a. Its machine code is embedded, or the text
+  // nevertheless: then the driver assembles it for whatever card there is.
   std::string assemble_for;
+  bool embeds_text = false;
   // Inputs that the instructions store to.
   std::set<std::string> stored_to;
 };

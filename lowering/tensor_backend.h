@@ -52,7 +52,7 @@ struct TensorTask {
   // Step s of `steps` is about one block of keys: the last ones from last_block down, `right` of them; then
   // from first_block up, until `masked` steps are done; then from last_block - right down.
   Halide::Expr steps, last_block, first_block, right, masked;
-  // Tiles, and steps of them, that this block of threads has worked on before.
+  // Tasks, and steps of them, that this block of threads has worked on before.
   Halide::Expr round, steps_before;
 
   // The block of keys of any step, and the same where the step is known to be masked, or not to be.
@@ -82,24 +82,51 @@ class TensorBackend {
   virtual ~TensorBackend() = default;
 
   virtual int shared_bytes() const = 0;
-  // Every method takes a token and returns one. The threads are `thread` of 128 in `group`.
-  // Once; `first` is the first task.
-  virtual Expr setup(const TensorTask &first, const Expr &token) = 0;
-  // Fetches a task's queries, and starts to fetch keys and values. The next task has no steps if there is none.
-  virtual Expr begin(const TensorTask &task, const TensorTask &next, const Expr &token) = 0;
+  // Every method takes a token and returns one.
+  // Once; the tasks that a copy warpgroup begins with.
+  virtual Expr setup(const std::vector<TensorTask> &tasks, const Expr &token) = 0;
+  // Fetches a task's queries, and starts to fetch keys and values.
+  virtual Expr begin(const TensorTask &task, const Expr &token) = 0;
+  // Where a copy warpgroup gets its tasks ahead of time, so do those that multiply. Posts one, kTasksAhead rounds
+  // early; one without steps is the end. Waits for a round's task, or leaves for good; and reads its numbers.
+  static constexpr int kTasksAhead = 2;
+  virtual Expr post(const TensorTask &, const Expr &token) { return token; }
+  virtual Expr enter(const Expr & /*round*/, const Expr &token) { return token; }
+  virtual void read_posted(TensorTask &, const Expr & /*token*/) {}
   // Products of queries and keys; %S holds them afterwards.
   virtual Expr scores(const TensorTask &task, const Step &step, const Expr &group, const Expr &token) = 0;
   // Scales what is there by `decay`, a factor a row, and adds the weighted values.
   virtual Expr accumulate(const TensorTask &task, const Step &step, const std::vector<Expr> &decay,
                           const std::vector<Expr> &weights, const Expr &token) = 0;
-  // After the last step; %O holds the sums afterwards.
+  // After the last step; and until %O holds the sums.
   virtual Expr finish(const TensorTask &task, const Expr &token) = 0;
+  virtual Expr wait_for_outputs(const TensorTask &task, const Expr &token) = 0;
 
   PtxOps ops;
   const TensorTiles tiles;
   const bool is_bfloat;
 
  protected:
+  Expr scale_outputs(const std::vector<Expr> &decay, const Expr &token) {
+    std::string text;
+    for (int i = 0; i < tiles.outputs(); i++) {
+      const std::string name = "%O" + number(i);
+      text += "\tmul.ftz.f32 " + name + ", " + name + ", $" + number(tiles.row_of_output(i)) + ";\n";
+    }
+    std::vector<Expr> arguments = decay;
+    arguments.push_back(token);
+    return ops.ptx.effect(text, arguments);
+  }
+  // Into %P, which backends declare: pairs of neighbours, as the product with the values reads them.
+  Expr pack_weights(const std::vector<Expr> &weights, const Expr &token) {
+    std::string text;
+    for (int i = 0; i < tiles.scores() / 2; i++) {
+      text += pack("%P" + number(i), "$" + number(2 * i), "$" + number(2 * i + 1));
+    }
+    std::vector<Expr> arguments = weights;
+    arguments.push_back(token);
+    return ops.ptx.effect(text, arguments);
+  }
   std::string type_name() const { return is_bfloat ? "bf16" : "f16"; }
   // Packs two floats, the second into the upper half.
   std::string pack(const std::string &to, const std::string &low, const std::string &high) const {

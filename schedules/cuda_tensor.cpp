@@ -6,7 +6,11 @@ using namespace Halide;
 
 TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores) {
   const bool plain = scores == TensorScores::plain;
-  if (!hopper) return {head_dim, 64, 1, 1, 2, false, false, false, false, 2};
+  if (!hopper) {
+    if (head_dim <= 64) return {head_dim, 64, 1, 2, 2, false, false, false, false, 2};
+    if (head_dim <= 128) return {head_dim, 64, 2, 1, 2, false, false, false, false, 1};
+    return {head_dim, 32, 2, 1, 2, false, false, false, false, 1};
+  }
   // keys, warpgroups, row_tiles, stages, copy_warpgroup, overlap, early_value_wait, early_bias, blocks_per_sm
   if (head_dim <= 64) return {head_dim, 128, 2, 1, 2, false, false, false, false, 2};
   if (head_dim <= 128) return {head_dim, 128, 2, 1, 2, true, true, !plain, !plain, 1};
