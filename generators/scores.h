@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -10,9 +11,16 @@
 #include "generators/branch.h"
 #include "generators/branch_arguments.h"
 #include "generators/fast_math.h"
+#include "generators/storage.h"
 #include "schedules/machine.h"
 
 namespace posattn {
+
+// How a kernel gets its keys and values; see ScoreGenerator::key_form.
+enum class KeyForm { packed, plain, words };
+inline std::map<std::string, KeyForm> key_forms() {
+  return {{"packed", KeyForm::packed}, {"plain", KeyForm::plain}, {"words", KeyForm::words}};
+}
 
 // Where a score tile lies: key = block * keys() + tile * lanes + lane.
 struct KeyTiling {
@@ -42,6 +50,10 @@ class ScoreGenerator : public Halide::Generator<T> {
   Param<Halide::Type> type{"type", Halide::Float(32)};
   // Branches compiled in, joined by '+', or none.
   Param<std::string> branches{"branches", "none"};
+  // Keys and values: packed, as the pack kernels leave them, with tables of what each row sees; or plain, as
+  // the caller has them, with the numbers that such tables are made of; or the plain ones as words, two
+  // elements of 16 bits in each, which can be loaded four at a time: everything aligned to 16 bytes.
+  Param<KeyForm> key_form{"key_form", KeyForm::packed, key_forms()};
 
   Input<float> scale{"scale"};
   Input<float> softcap{"softcap"};  // 0: none
@@ -58,11 +70,7 @@ class ScoreGenerator : public Halide::Generator<T> {
   Input<bool> has_key_bias{"has_key_bias"}, has_add{"has_add"}, has_dense{"has_dense"}, has_keep{"has_keep"};
   Input<bool> keep_value{"keep_value"};  // the value of keep_mask that lets a key be seen
 
-  Input<Buffer<void, 4>> q{"q"};            // (d, query, head, batch)
-  Input<Buffer<void, 5>> keys{"keys"};      // (lane, d, key tile, kv_head, batch), zero beyond the last key
-  Input<Buffer<void, 4>> values{"values"};  // (d, key, kv_head, batch), zero beyond the last key
-  // The keys that a query may see are [row_begin, row_end): causal, window and lengths.
-  Input<Buffer<int, 2>> row_begin{"row_begin"}, row_end{"row_end"};  // (query, batch)
+  Input<Buffer<void, 4>> q{"q"};                 // (d, query, head, batch)
   Input<Buffer<float, 2>> key_bias{"key_bias"};  // (key, batch), -infinity hides; padded by a tile
   // (key, query, head, batch). A key dimension of 1 is broadcast; so are others, through a stride of 0.
   Input<Buffer<float, 4>> add_mask{"add_mask"}, dense_bias{"dense_bias"};
@@ -78,11 +86,79 @@ class ScoreGenerator : public Halide::Generator<T> {
   // loops.
   Var lane{"lane"}, row{"row"}, block{"block"}, row_block{"row_block"}, head{"head"}, batch{"batch"}, d{"d"};
 
-  void declare_branches() {
+  void declare_inputs() {
     branch_arguments_.declare(*this, branches);
     q.set_type(type);
-    keys.set_type(type);
-    values.set_type(type);
+    using Tensor = Halide::Buffer<>;
+    const auto tensor = [&](const char *name, const Halide::Type &element, int dimensions) {
+      return this->template add_input<Tensor>(name, element, dimensions);
+    };
+    // The keys that a query may see are [row_begin, row_end): causal, window and lengths.
+    if (is_packed()) {
+      keys_ = tensor("keys", type, 5);      // (lane, d, key tile, kv_head, batch), zero beyond the last key
+      values_ = tensor("values", type, 4);  // (d, key, kv_head, batch), zero beyond the last key
+      row_begin_ = tensor("row_begin", Halide::Int(32), 2);  // (query, batch)
+      row_end_ = tensor("row_end", Halide::Int(32), 2);
+      return;
+    }
+    const Halide::Type element = key_form == KeyForm::words ? Halide::UInt(32) : Halide::Type(type);
+    keys_ = tensor("k", element, 4);  // (d, key, kv_head, batch), or words of d
+    values_ = tensor("v", element, 4);
+    // The key at query + diagonal is the query's own; it sees so many to the left and right of it, and none
+    // from the batch's length on.
+    diagonal_ = this->template add_input<int>("diagonal");
+    window_left_ = this->template add_input<int>("window_left");
+    window_right_ = this->template add_input<int>("window_right");
+    has_lengths_ = this->template add_input<bool>("has_lengths");
+    lengths_ = tensor("lengths", Halide::Int(32), 1);  // (batch)
+    // Keys and values that are not visible may hold anything.
+    // Without positions, tokens are their own: of queries, counted from first_query.
+    has_positions_ = this->template add_input<bool>("has_positions");
+    first_query_ = this->template add_input<int>("first_query");
+    has_visible_ = this->template add_input<bool>("has_visible");
+    visible_ = tensor("visible", Halide::UInt(8), 2);  // (key, batch); 0: hidden
+  }
+
+  bool is_packed() const { return key_form == KeyForm::packed; }
+
+  // First key that a query sees, and the first one after that it does not. Both grow with the query.
+  Expr begin_of(const Expr &query, const Expr &b) const {
+    if (is_packed()) return (*row_begin_)(query, b);
+    return Halide::min(Halide::max(query + *diagonal_ - *window_left_, 0), end_of(query, b));
+  }
+  Expr end_of(const Expr &query, const Expr &b) const {
+    if (is_packed()) return (*row_end_)(query, b);
+    return Halide::max(Halide::min(query + *diagonal_ + *window_right_ + 1, length_of(b)), 0);
+  }
+
+  // Upper bound of the keys, a multiple of the tile's where they are packed.
+  Expr num_keys(const KeyTiling &tiling) const {
+    return is_packed() ? keys_->dim(2).extent() * tiling.lanes : keys_->dim(1).extent();
+  }
+
+  // Elements of a key or value in float32; zero beyond the last key and the last element. `as_stored` are
+  // the words or elements that a schedule may stage, at place `i` of a key.
+  Expr stored_key(const Expr &i, const KeyTiling &tiling, const Expr &l, const Expr &t, const Expr &h,
+                  const Expr &b) const {
+    if (is_packed()) return (*keys_)(l, i, t, h, b);
+    return stored_plain(*keys_, i, t * tiling.lanes + l, h, b);
+  }
+  Expr stored_value(const Expr &i, const Expr &key, const Expr &h, const Expr &b) const {
+    if (is_packed()) return (*values_)(i, key, h, b);
+    return stored_plain(*values_, i, key, h, b);
+  }
+  // Where element `e` is stored, and what it is there.
+  int per_word() const { return key_form == KeyForm::words ? 32 / Halide::Type(type).bits() : 1; }
+  Expr element(const std::function<Expr(const Expr &)> &stored, const Expr &e) const {
+    const Halide::Type t = type;
+    const Expr value = stored(e / per_word());
+    if (key_form != KeyForm::words) return load_float(value, this->get_target());
+    if (t.bits() == 32) return Halide::reinterpret<float>(value);
+    if (t.is_bfloat()) {
+      return Halide::reinterpret<float>(Halide::select(e % 2 == 0, value << 16, value & Expr(0xffff0000u)));
+    }
+    const Expr half = Halide::cast<uint16_t>(Halide::select(e % 2 == 0, value, value >> 16));
+    return float_of_word(t, half, this->get_target());
   }
 
   // Rows beyond the last one, which tiles may ask for, repeat it.
@@ -109,13 +185,21 @@ class ScoreGenerator : public Halide::Generator<T> {
     const auto from_zero = [](auto &buffer) {
       for (int i = 0; i < buffer.dimensions(); i++) buffer.dim(i).set_min(0);
     };
-    from_zero(q), from_zero(keys), from_zero(values), from_zero(row_begin), from_zero(row_end),
-        from_zero(key_bias);
+    from_zero(q), from_zero(*keys_), from_zero(*values_), from_zero(key_bias);
+    for (auto *buffer : {row_begin_, row_end_, lengths_, visible_}) {
+      if (buffer) from_zero(*buffer);
+    }
     from_zero(add_mask), from_zero(dense_bias), from_zero(keep_mask), from_zero(offsets);
     from_zero(q_positions), from_zero(k_positions);
     from_zero(q_positions_low), from_zero(k_positions_low);
-    keys.dim(0).set_bounds(0, tiling.lanes);
-    keys.dim(1).set_stride(tiling.lanes);
+    if (is_packed()) {
+      keys_->dim(0).set_bounds(0, tiling.lanes);
+      keys_->dim(1).set_stride(tiling.lanes);
+    }
+    for (auto *buffer : {keys_, values_}) {
+      if (key_form != KeyForm::words) continue;
+      for (int i = 1; i < 4; i++) buffer->dim(i).set_stride(buffer->dim(i).stride() / 4 * 4);
+    }
   }
 
   // Adds to `score`, which holds scaled products, all that the definition adds after
@@ -162,22 +246,39 @@ class ScoreGenerator : public Halide::Generator<T> {
     });
     pass(has_masks && has_key_bias, [&](const Tile &t) { return biased(t.score, key_bias(t.key, batch)); });
     pass_over(edge_tiles, [&](const Tile &t) {
-      return select(t.key >= row_begin(query, batch) && t.key < row_end(query, batch), t.score, kHidden);
+      return select(t.key >= begin_of(query, batch) && t.key < end_of(query, batch), t.score, kHidden);
     });
   }
 
   std::vector<RDom> passes_;  // of the updates of the score, in order
 
+  // Of the form that key_form says; null if another has them.
+  Halide::GeneratorInput<Halide::Buffer<>> *keys_ = nullptr, *values_ = nullptr;
+
  private:
   Expr heads_of_row() const { return rows_are_queries_ ? Expr(1) : Expr(row_heads); }
 
-  Expr offset_bias(const Expr &key) { return offsets(key - query_of(row) + offset_zero, head_of(row, head)); }
+  Expr offset_bias(const Expr &key) {
+    const Expr t = key - query_of(row) + offset_zero;
+    return offsets(is_packed() ? t : used(has_offsets, t), head_of(row, head));
+  }
+
+  // Tokens are their own positions where a plain kernel is given none.
+  Expr position(const Halide::GeneratorInput<Buffer<float, 2>> &positions, const Expr &token,
+                const Expr &otherwise) const {
+    if (is_packed()) return positions(token, batch);
+    return Halide::select(*has_positions_, positions(used(*has_positions_, token), batch), otherwise);
+  }
 
   Expr with_branch(const Branch &branch, const Expr &score, const Expr &key, const Expr &query,
                    const Expr &score_head) {
     using namespace Halide;
-    const Expr k = min(likely(key), k_positions.dim(0).extent() - 1);
-    const Expr q_position = q_positions(query, batch), k_position = k_positions(k, batch);
+    const Expr k =
+        min(likely(key), is_packed() ? k_positions.dim(0).extent() - 1 : keys_->dim(1).extent() - 1);
+    const Expr own_query = is_packed() ? query : query + *first_query_;
+    const Expr q_high = cast<float>(own_query), k_high = cast<float>(k);
+    const Expr q_position = position(q_positions, query, q_high),
+               k_position = position(k_positions, k, k_high);
     const auto has_position = [](const Expr &p) {
       return reinterpret<uint32_t>(p) != Expr(kPlusInfinityBits);
     };
@@ -189,9 +290,10 @@ class ScoreGenerator : public Halide::Generator<T> {
     const bool adds = branch.shift_invariant;
     if (adds) {
       one.logit = 0.f;
-      one.q_position = strict_float_op(Internal::Call::strict_add,
-                                       strict_float_op(Internal::Call::strict_sub, q_position, k_position),
-                                       q_positions_low(query, batch) - k_positions_low(k, batch));
+      one.q_position = strict_float_op(
+          Internal::Call::strict_add, strict_float_op(Internal::Call::strict_sub, q_position, k_position),
+          position(q_positions_low, query, cast<float>(own_query - cast<int>(q_high))) -
+              position(k_positions_low, k, cast<float>(k - cast<int>(k_high))));
       one.k_position = 0.f;
     }
     one.q_position = select(both, one.q_position, 0.f);
@@ -199,6 +301,34 @@ class ScoreGenerator : public Halide::Generator<T> {
     const Expr value = branch.logit(one, branch_arguments_.tables());
     return select(both, adds ? score + value : value, score);
   }
+
+  // What is selected away is loaded all the same: of a tensor that is not there, its only element.
+  static Expr used(const Expr &given, const Expr &index) { return Halide::select(given, index, 0); }
+
+  Expr length_of(const Expr &b) const {
+    const Expr keys = keys_->dim(1).extent();
+    return Halide::select(*has_lengths_, Halide::clamp((*lengths_)(used(*has_lengths_, b)), 0, keys), keys);
+  }
+
+  Expr stored_plain(const Halide::GeneratorInput<Halide::Buffer<>> &from, const Expr &i, const Expr &key,
+                    const Expr &h, const Expr &b) const {
+    using namespace Halide;
+    const Expr extent = from.dim(0).extent(), last_key = from.dim(1).extent() - 1;
+    // By fours where words are loaded so: their extent is a multiple of it.
+    const Expr place =
+        key_form == KeyForm::words ? min(i / 4, extent / 4 - 1) * 4 + i % 4 : min(i, extent - 1);
+    const Expr clamped = min(key, last_key);
+    const Expr shown = (*visible_)(used(*has_visible_, clamped), b) != 0;
+    const Expr seen = key < length_of(b) && (!*has_visible_ || shown);
+    const Expr value = from(place, clamped, h, b);
+    return select(i < extent && seen, value, cast(value.type(), 0));
+  }
+
+  Halide::GeneratorInput<Halide::Buffer<>> *row_begin_ = nullptr, *row_end_ = nullptr, *lengths_ = nullptr,
+                                           *visible_ = nullptr;
+  Halide::GeneratorInput<int> *first_query_ = nullptr, *diagonal_ = nullptr, *window_left_ = nullptr,
+                              *window_right_ = nullptr;
+  Halide::GeneratorInput<bool> *has_lengths_ = nullptr, *has_positions_ = nullptr, *has_visible_ = nullptr;
 
   BranchArguments branch_arguments_;
   bool offsets_added_ = false, rows_are_queries_ = false;

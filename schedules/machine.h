@@ -17,6 +17,8 @@ struct Machine {
 // the same within noise.
 inline Machine machine(const Halide::Target &target) {
   using Halide::Target;
+  // A warp.
+  if (target.has_gpu_feature()) return {32, 32, 8};
   if (target.has_feature(Target::AVX512_Skylake)) return {16, 32, 12};
   if (target.has_feature(Target::AVX2)) return {8, 16, 6};
   return {4, 8, 4};

@@ -10,6 +10,13 @@ TARGETS = {
     "sse41": "x86-64-linux-sse41",
 }
 
+# GPUs that kernels are compiled for, best first. The host's part of a kernel only launches it.
+_CUDA_HOST = "x86-64-linux-avx-f16c-sse41-user_context-"
+CUDA_TARGETS = {
+    # CUDA cores alone, PTX for any card from compute capability 8.0: serves every case.
+    "simt": _CUDA_HOST + "cuda-cuda_capability_80",
+}
+
 # The runtime checks every argument and provides Halide's own support code once for all kernels.
 _FEATURES = "-no_runtime-no_asserts-no_bounds_query"
 
@@ -20,9 +27,20 @@ TYPES = {
     "f16": "float16",
 }
 
-def _kind(program, generator = None, branches = None, head_dim = False, types = None, params = {}):
+def _kind(
+        program,
+        generator = None,
+        branches = None,
+        head_dim = False,
+        types = None,
+        params = {},
+        cpu = True,
+        cuda = None):
+    """cpu: whether there are kernels of this kind for CPUs. cuda: parameters of those for GPUs, None if there are none."""
     return struct(
         branches = branches,
+        cpu = cpu,
+        cuda = cuda,
         generator = generator or program,
         head_dim = head_dim,
         params = params,
@@ -35,20 +53,41 @@ def _kind(program, generator = None, branches = None, head_dim = False, types = 
 # dimension, and the storage type (or one type for all).
 _KINDS = {
     # Attention over many queries, and over a few queries with the keys split.
-    "prefill": _kind("attention", branches = "sets", head_dim = True, params = {"decode": "false"}),
-    "decode": _kind("attention", branches = "sets", head_dim = True, params = {"decode": "true"}),
+    "prefill": _kind(
+        "attention",
+        branches = "sets",
+        cuda = {"key_form": "plain"},
+        head_dim = True,
+        params = {"decode": "false"},
+    ),
+    "decode": _kind(
+        "attention",
+        branches = "sets",
+        cuda = {"key_form": "words"},
+        head_dim = True,
+        params = {"decode": "true"},
+    ),
     # Joins the split keys' partial results.
-    "merge": _kind("merge", head_dim = True),
+    "merge": _kind("merge", cuda = {}, head_dim = True),
     # Attention weights, when a caller asks for them.
-    "weights": _kind("weights", branches = "sets"),
+    "weights": _kind("weights", branches = "sets", cuda = {"key_form": "plain"}),
     # A branch as a table of one number an offset; for a branch that is not shift-invariant it only says so.
-    "offsets": _kind("offsets", branches = "singles", types = ["f32"]),
+    "offsets": _kind("offsets", branches = "singles", cuda = {}, types = ["f32"]),
     # Keys and values in the layout that the attention kernels read.
     "pack_keys": _kind("pack", generator = "pack_keys", head_dim = True),
     "pack_values": _kind("pack", generator = "pack_values", head_dim = True),
-    "rotary": _kind("rotary"),
+    "rotary": _kind("rotary", cuda = {}),
     "projection": _kind("projection"),
+    # What a CPU tabulates outside of kernels, from tensors on a GPU.
+    "key_mask": _kind("tables", cpu = False, cuda = {}, generator = "key_mask", types = ["f32"]),
+    "float_mask": _kind("tables", cpu = False, cuda = {}, generator = "float_mask", types = ["f32"]),
+    "keep_mask": _kind("tables", cpu = False, cuda = {}, generator = "keep_mask", types = ["f32"]),
+    "positions": _kind("tables", cpu = False, cuda = {}, generator = "positions", types = ["f32"]),
+    "rotation": _kind("tables", cpu = False, cuda = {}, generator = "rotation", types = ["f32"]),
 }
+
+def _has_kernels(kind, target):
+    return _KINDS[kind].cuda != None if target in CUDA_TARGETS else _KINDS[kind].cpu
 
 def _normal(branch_set):
     """'t5+alibi' -> 'alibi+t5', which is how the runtime looks a set up."""
@@ -65,6 +104,7 @@ def _manifest(kinds, branches, head_dims, types, targets):
         for head_dim in (head_dims if _KINDS[kind].head_dim else [0])
         for type in _KINDS[kind].types or types
         for target in targets
+        if _has_kernels(kind, target)
     ]
 
 def _symbol(prefix, kernel):
@@ -84,6 +124,8 @@ def _params(kernel):
         params["head_dim"] = str(kernel.head_dim)
     if not kind.types:
         params["type"] = TYPES[kernel.type]
+    if kernel.target in CUDA_TARGETS:
+        params.update(kind.cuda)
     return params
 
 def _kernel_archives_impl(ctx):
@@ -107,7 +149,7 @@ def _kernel_archives_impl(ctx):
             generator = kind.generator,
             params = _params(kernel),
             program = programs[kind.program],
-            target = TARGETS[kernel.target] + _FEATURES,
+            target = (TARGETS.get(kernel.target) or CUDA_TARGETS[kernel.target]) + _FEATURES,
         )
         archives.append(archive)
         rows.append("\t".join([
@@ -173,16 +215,18 @@ def posattn_kernels(
         "alibi+relative", ...
       head_dims: sizes of a head. A smaller one is served by the next larger, padded.
       types: storage types: "f32", "bf16", "f16".
-      targets: names in TARGETS.
+      targets: names in TARGETS, or in CUDA_TARGETS for kernels that run on GPUs.
       kinds: kinds of kernels to leave out those that the program never calls; all by default.
       branch_deps: cc_library targets (alwayslink = True) that define more branches by posattn::RegisterBranch.
       prefix: of the kernels' C symbols; it must be unique in a program. Made of the package and name by default.
       **kwargs: passed on to cc_library, such as visibility.
     """
+    known_targets = dict(TARGETS)
+    known_targets.update(CUDA_TARGETS)
     for value, known, what in (
         [(kind, _KINDS, "kind") for kind in kinds] +
         [(type, TYPES, "type") for type in types] +
-        [(target, TARGETS, "target") for target in targets]
+        [(target, known_targets, "target") for target in targets]
     ):
         if value not in known:
             fail("{}: there is no {} '{}', only {}".format(name, what, value, ", ".join(known.keys())))
@@ -225,7 +269,9 @@ def posattn_kernels(
         name = name + "_objects",
         srcs = [name + "_archives"],
         linkstatic = True,
-        deps = [Label("//kernels:halide_runtime")],
+        deps = [Label("//kernels:halide_runtime")] + (
+            [Label("//runtime/cuda:launch")] if [target for target in targets if target in CUDA_TARGETS] else []
+        ),
     )
     cc_library(
         name = name,
