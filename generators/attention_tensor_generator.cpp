@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "generators/fast_math.h"
+#include "generators/scores.h"
 #include "lowering/ampere.h"
 #include "lowering/hopper.h"
 #include "lowering/ptx_kernel.h"
@@ -14,15 +15,13 @@ namespace posattn {
 
 using namespace Halide;
 
-class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
+class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel {
  public:
-  GeneratorParam<Type> type{"type", BFloat(16)};
-  GeneratorParam<std::string> branches{"branches", "none"};
   GeneratorParam<int> head_dim{"head_dim", 64};
   GeneratorParam<std::string> card{"card", "sm90a"};
-  // Which terms are compiled in. plain: none; offsets, dense: that one.
-  GeneratorParam<std::string> terms{"terms", "plain"};
-
+  // Which terms of a score are compiled in. all; plain: none, and the scale must be positive; offsets: the
+  // tabulated bias; dense: the dense bias.
+  GeneratorParam<std::string> compiled_terms{"compiled_terms", "all"};
   // See TensorTiles. -1: the schedule's own choice.
   GeneratorParam<int> key_block{"key_block", -1};
   GeneratorParam<int> warpgroups{"warpgroups", -1};
@@ -33,17 +32,8 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   GeneratorParam<int> early_bias{"early_bias", -1};
   GeneratorParam<int> blocks_per_sm{"blocks_per_sm", -1};
 
-  Input<float> scale{"scale"}, softcap{"softcap"};
-  Input<int> group{"group"};
-  Input<int> diagonal{"diagonal"}, window_left{"window_left"}, window_right{"window_right"};
-  Input<bool> has_lengths{"has_lengths"};
   // Blocks of threads that share the tiles; as many as there are tiles at most.
   Input<int> blocks{"blocks"};
-  Input<int> offset_zero{"offset_zero"};
-  Input<Buffer<void, 4>> q{"q"}, k{"k"}, v{"v"};  // (d, token, head, batch)
-  Input<Buffer<int, 1>> lengths{"lengths"};
-  Input<Buffer<float, 2>> offsets{"offsets"};
-  Input<Buffer<float, 4>> dense_bias{"dense_bias"};
   // Stored to.
   Input<Buffer<void, 4>> out{"out"};   // (d, query, head, batch)
   Input<Buffer<float, 3>> lse{"lse"};  // (query, head, batch)
@@ -51,7 +41,8 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   Output<Func> done{"done", Int(32), 5};
 
   void configure() {
-    q.set_type(type), k.set_type(type), v.set_type(type), out.set_type(type);
+    declare_inputs();
+    out.set_type(type);
     stored_to = {"out", "lse"};
     // Tensor maps: (channel, token, head, batch), 64 channels and `estimate` tokens a box, swizzled by 128 bytes.
     if (is_hopper()) {
@@ -60,10 +51,16 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   }
 
   void generate() {
-    const std::string terms = this->terms;
+    const std::string terms = compiled_terms;
     is_plain_ = terms == "plain";
-    TensorTiles chosen = schedules::tensor_tiles(
-        is_hopper(), head_dim, is_plain_ ? schedules::TensorScores::plain : schedules::TensorScores::biased);
+    // One copy of the code for every block of keys where the terms make it long.
+    is_single_loop_ = terms == "all";
+    using schedules::TensorScores;
+    const TensorScores scores = is_plain_          ? TensorScores::plain
+                                : !is_single_loop_ ? TensorScores::biased
+                                : split_branches(branches).empty() ? TensorScores::full
+                                                                   : TensorScores::branches;
+    TensorTiles chosen = schedules::tensor_tiles(is_hopper(), head_dim, scores);
     const auto set = [](auto &tile, int value) { tile = value >= 0 ? value : tile; };
     set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.stages, stages);
     set(chosen.copy_warpgroup, copy_warpgroup), set(chosen.overlap, overlap);
@@ -83,16 +80,15 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     if (t.early_bias) ptx.declare_register(".f32 %B<" + number(bias_registers()) + ">");
     ptx.declare_register(".b32 %base<1>");  // steps of all tasks before
     const std::string threads = "\t.maxntid 128, " + number(t.groups()) + ", 1\n";
-    head = {is_hopper() ? "8.4" : "7.0", is_hopper() ? "sm_90a" : "sm_80",
+    ptx_head = {is_hopper() ? "8.4" : "7.0", is_hopper() ? "sm_90a" : "sm_80",
             threads + "\t.minnctapersm " + number(t.blocks_per_sm) + "\n"};
-    assemble_for = head.target;
+    assemble_for = ptx_head.target;
     embeds_text = !is_hopper();
-    for (auto *b : {&q, &k, &v, &out}) {
-      for (int i = 0; i < 4; i++) b->dim(i).set_min(0);
-    }
+    declare_layout({1, 1});
+    for (int i = 0; i < 4; i++) out.dim(i).set_min(0);
     for (int i = 0; i < 3; i++) lse.dim(i).set_min(0);
     lse.dim(0).set_stride(Expr());
-    lengths.dim(0).set_min(0);
+    tanh_ = [&ops](const Expr &x) { return ops.tanh(x); };
     blocks.set_estimate(t.blocks_per_sm);
     offsets.dim(0).set_min(0), offsets.dim(1).set_min(0);
     for (int i = 0; i < 4; i++) dense_bias.dim(i).set_min(0);
@@ -133,7 +129,7 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     task.last_block = planned[2], task.first_block = planned[3], task.right = planned[4];
     task.steps_before = t.copy_warpgroup ? Expr(planned[5]) : Expr(0);
     if (t.copy_warpgroup) task.first_row = planned[6], task.head = planned[7], task.kv_head = planned[8], task.batch = planned[9];
-    length(of_round()) = visible_keys(bounded(task.batch, q.dim(3).extent()));
+    length(of_round()) = length_of(bounded(task.batch, q.dim(3).extent()));
     visible_keys_ = length(of_round());
     task_ = task;
     {
@@ -141,17 +137,26 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
       token = ops.fill("%l", R, 0.f, token);
       start(of_round()) = backend_->begin(task, token);
     }
-    first(of_round()) = block("_first", {Expr(0), task.last_block, true}, Kind::first, start, f.first)(at(0));
-    const Expr most_steps = blocks_up_to(k.dim(1).extent()) + 1;
-    f.masked_steps = RDom(1, most_steps, "masked_steps");
-    f.masked_steps.where(f.masked_steps < task.masked);
-    f.inner_steps = RDom(1, most_steps, "inner_steps");
-    f.inner_steps.where(f.inner_steps >= task.masked && f.inner_steps < task.steps);
-    Func masked = block("_masked", {step, task.masked_block(step), false}, Kind::masked, first, f.masked);
-    Func inner = block("_inner", {step, task.inner_block(step), false}, Kind::inner, first, f.inner);
-    loop(of_round()) = first(of_round());
-    loop(of_round()) = loop(of_round()) + masked(at(f.masked_steps));
-    loop(of_round()) = loop(of_round()) + inner(at(f.inner_steps));
+    const Expr most_steps = blocks_up_to(keys_->dim(1).extent()) + 1;
+    if (is_single_loop_) {
+      f.masked_steps = RDom(0, most_steps, "masked_steps");
+      f.masked_steps.where(f.masked_steps < task.steps);
+      Func every = key_block_of("", {step, task.block(step), false}, Kind::masked, start, f.masked);
+      loop(of_round()) = start(of_round());
+      loop(of_round()) = loop(of_round()) + every(at(f.masked_steps));
+    } else {
+      first(of_round()) = key_block_of("_first", {Expr(0), task.last_block, true}, Kind::first, start, f.first)(at(0));
+      f.of_round.push_back(first);
+      f.masked_steps = RDom(1, most_steps, "masked_steps");
+      f.masked_steps.where(f.masked_steps < task.masked);
+      f.inner_steps = RDom(1, most_steps, "inner_steps");
+      f.inner_steps.where(f.inner_steps >= task.masked && f.inner_steps < task.steps);
+      Func masked = key_block_of("_masked", {step, task.masked_block(step), false}, Kind::masked, first, f.masked);
+      Func inner = key_block_of("_inner", {step, task.inner_block(step), false}, Kind::inner, first, f.inner);
+      loop(of_round()) = first(of_round());
+      loop(of_round()) = loop(of_round()) + masked(at(f.masked_steps));
+      loop(of_round()) = loop(of_round()) + inner(at(f.inner_steps));
+    }
     // A task two rounds ahead, while the last product runs.
     Expr token = backend_->finish(task, loop(of_round()) + 1);
     if (t.copy_warpgroup) token = backend_->post(task_of(round_ + TensorBackend::kTasksAhead), token);
@@ -172,7 +177,7 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     f.rounds = rounds;
     f.loop = loop;
     f.of_thread = {share, setup};
-    for (const Func &g : {enter, plan, length, start, first, last, sum, result}) f.of_round.push_back(g);
+    for (const Func &g : {enter, plan, length, start, last, sum, result}) f.of_round.push_back(g);
     f.vars = {i, thread, warpgroup, block_, block_y_, block_z_};
     Func(done)
         .bound(block_, 0, block_count_)
@@ -200,11 +205,6 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   std::vector<Var> fragment_vars() const { return {i, thread, warpgroup, step, round_, block_, block_y_, block_z_}; }
 
   Expr blocks_up_to(const Expr &key) const { return (key + tiles_->keys - 1) / tiles_->keys; }
-  Expr visible_keys(const Expr &batch) {
-    const Expr keys = k.dim(1).extent();
-    return select(has_lengths, clamp(lengths(select(has_lengths, batch, 0)), 0, keys), keys);
-  }
-
   // For Halide, which cannot know.
   static Expr bounded(const Expr &index, const Expr &extent) { return unsafe_promise_clamped(index, 0, extent - 1); }
 
@@ -228,13 +228,13 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
       task.head = block_y_, task.batch = block_z_;
     }
     task.kv_head = task.head / group;
-    task.q = source(q, 0), task.k = source(k, 1), task.v = source(v, 2);
-    const Expr visible = visible_keys(min(task.batch, q.dim(3).extent() - 1));
+    task.q = source(q, 0), task.k = source(*keys_, 1), task.v = source(*values_, 2);
+    const Expr visible = length_of(min(task.batch, q.dim(3).extent() - 1));
     const Expr last_row = min(task.first_row + t.rows(), queries) - 1;
-    const Expr begin = max(task.first_row + diagonal - window_left, 0);
-    const Expr end = min(visible, last_row + diagonal + window_right + 1);
-    const Expr inner_begin = max(last_row + diagonal - window_left, 0);
-    const Expr inner_end = max(min(visible, task.first_row + diagonal + window_right + 1), 0);
+    const Expr begin = max(task.first_row + *diagonal_ - *window_left_, 0);
+    const Expr end = min(visible, last_row + *diagonal_ + *window_right_ + 1);
+    const Expr inner_begin = max(last_row + *diagonal_ - *window_left_, 0);
+    const Expr inner_end = max(min(visible, task.first_row + *diagonal_ + *window_right_ + 1), 0);
     task.first_block = begin / t.keys;
     const Expr end_block = max(blocks_up_to(max(end, 0)), task.first_block + 1);
     task.last_block = end_block - 1;
@@ -260,7 +260,7 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   float start_of_maximum() const { return is_plain_ ? -1e20f : kMaximumStart * kLog2E; }
 
   // The r-th row of a thread, and the key of an element of its fragment.
-  Expr row(int r) const {
+  Expr row_at(int r) const {
     return task_.first_row + (warpgroup * 4 + thread / 32) * (16 * tiles_->row_tiles) + r / 2 * 16 + thread % 32 / 4 +
            r % 2 * 8;
   }
@@ -298,32 +298,47 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     return rows;
   }
 
-  // The tabulated bias of a fragment: a row further down is a column further left, so that rows 8 apart share
-  // all values but those of 8 columns. Element 2 * n + e is of column 8 * n + e, n from -1 on, in the first row.
-  Func tabulated(const std::string &name, const Expr &block) {
-    Func bias(name);
-    const Expr t = block * tiles_->keys + thread % 4 * 2 + i / 2 * 8 + i % 2 - row(0) + offset_zero;
-    bias(fragment_vars()) =
-        offsets(unsafe_promise_clamped(t, 0, offsets.dim(0).extent() - 1), bounded(task_.head, q.dim(2).extent()));
-    return bias;
+  // The tabulated bias: where a thread's first score of a block finds it, and any score's from there. A row
+  // further down is a column further left, so rows 8 apart share all values but those of 8 columns, which the
+  // compiler sees, as the loads are pure.
+  Expr bias_address(const Expr &block) {
+    const Expr first = block * tiles_->keys + thread % 4 * 2 - row_at(0) + offset_zero;
+    const Expr place = cast<int64_t>(offsets.dim(1).stride()) * task_.head + first;
+    return ptx.pure(UInt(64), "\tcvta.to.global.u64 $r, $0;", {device_address(offsets) + cast<uint64_t>(place * 4)});
   }
-  Expr tabulated_element() const {
-    const Expr inside = i % (tiles_->keys / 2);
-    return 2 * (inside / 4 - row_of(i)) + i % 2;
+  Expr bias_at(const Expr &address, const Expr &offset) {
+    return ptx.pure(Float(32), "\tld.global.nc.f32 $r, [$0+$1];", {address, offset * 4});
+  }
+  // In steps of a thread's scores, which lie 8 columns apart in pairs; from -first_bias() on.
+  Expr bias_element(const Expr &element) const {
+    return 2 * (element % (tiles_->keys / 2) / 4 - row_of(element)) + element % 2;
+  }
+  static Expr bias_offset(const Expr &bias_element) {
+    const Expr e = bias_element & 1;
+    return (bias_element - e) * 4 + e;
   }
 
-  Expr dense_logit(const Expr &product, const Expr &block) {
+  // What is added to the products of a block, for compiled_terms other than plain and offsets.
+  void add_terms(Func logit, const Expr &block, Kind kind) {
     std::vector<Expr> rows;
-    for (int r = 0; r < tiles_->thread_rows(); r++) rows.push_back(min(row(r), q.dim(1).extent() - 1));
-    const Expr key = block * tiles_->keys + thread % 4 * 2 + column(i);
-    return backend_->ops.fma(product, scale,
-                             dense_bias(unsafe_promise_clamped(min(key, k.dim(1).extent() - 1), 0,
-                                                               dense_bias.dim(0).extent() - 1),
-                                        mux_row(i, rows), bounded(task_.head, q.dim(2).extent()), bounded(task_.batch, q.dim(3).extent())));
+    for (int r = 0; r < tiles_->thread_rows(); r++) rows.push_back(min(row_at(r), q.dim(1).extent() - 1));
+    const ScoreRow at_row{bounded(mux_row(i, rows), q.dim(1).extent()), bounded(task_.head, q.dim(2).extent()),
+                          bounded(task_.batch, q.dim(3).extent())};
+    const Expr keys = keys_->dim(1).extent(), own = block * tiles_->keys + thread % 4 * 2 + column(i);
+    // Blocks that are not masked lie within the keys.
+    const Expr key = bounded(kind == Kind::inner ? own : min(own, keys - 1), keys);
+    const bool is_dense = std::string(compiled_terms) == "dense";
+    int update = 0;
+    for (const Term &term : terms(at_row)) {
+      if (is_dense && std::string(term.name) != "dense") continue;
+      logit(fragment_vars()) = term.apply(logit(fragment_vars()), key);
+      Stage stage = logit.update(update++).unroll(i);
+      if (!is_dense && !Internal::is_const_one(term.condition)) stage.specialize(term.condition);
+    }
   }
 
   // One block of keys: the scores, their weights, and what they do to the state.
-  Func block(const std::string &suffix, const TensorBackend::Step &where, Kind kind, const Func &before,
+  Func key_block_of(const std::string &suffix, const TensorBackend::Step &where, Kind kind, const Func &before,
              schedules::TensorBlockFuncs &funcs) {
     const PtxOps &ops = backend_->ops;
     const TensorTiles &t = *tiles_;
@@ -334,19 +349,18 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     const auto in_log2 = to_log2();
 
     const Expr block_of_keys = where.block;
-    const bool has_table = std::string(terms) == "offsets";
-    Func bias, held("held" + suffix);
-    Expr begun = before(of_round());
+    const bool has_table = std::string(compiled_terms) == "offsets";
+    Func held("held" + suffix), logit("logit" + suffix);
+    Expr begun = before(of_round()), address;
     if (has_table) {
-      bias = tabulated("bias" + suffix, block_of_keys);
-      funcs.of_fragment.push_back(bias);
+      address = bias_address(block_of_keys);
       if (t.early_bias) {
         // Loaded before the products are waited for.
         std::string text;
         std::vector<Expr> arguments;
         for (int x = 0; x < bias_registers(); x++) {
           text += "\tmov.b32 %B" + number(x) + ", $" + number(x) + ";\n";
-          arguments.push_back(bias(at(x - first_bias(), step)));
+          arguments.push_back(bias_at(address, simplify(bias_offset(x - first_bias()))));
         }
         arguments.push_back(begun);
         held(vars_at()) = ptx.effect(text, arguments);
@@ -357,18 +371,22 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
     ready(vars_at()) = backend_->scores(task_, where, warpgroup, begun);
     Expr value = ops.get("%S", i, ready(at(step)));
     if (has_table) {
-      const Expr element = tabulated_element();
+      const Expr element = bias_element(i);
       value = ops.fma(value, scale,
-                      t.early_bias ? ops.get("%B", element + first_bias(), ready(at(step))) : Expr(bias(at(element, step))));
+                      t.early_bias ? ops.get("%B", element + first_bias(), ready(at(step)))
+                                   : bias_at(address, bias_offset(element)));
     } else if (!is_plain_) {
-      value = dense_logit(value, block_of_keys);
+      logit(fragment_vars()) = value * scale;
+      add_terms(logit, block_of_keys, kind);
+      funcs.of_fragment.push_back(logit);
+      value = logit(at(i, step));
     }
     if (kind != Kind::inner) {
       const Expr first_key = block_of_keys * t.keys + thread % 4 * 2;
       std::vector<Expr> low, high;
       for (int r = 0; r < R; r++) {
-        low.push_back(row(r) + diagonal - window_left - first_key);
-        high.push_back(min(row(r) + diagonal + window_right, visible_keys_ - 1) - first_key);
+        low.push_back(row_at(r) + *diagonal_ - *window_left_ - first_key);
+        high.push_back(min(row_at(r) + *diagonal_ + *window_right_, visible_keys_ - 1) - first_key);
       }
       value = ops.keep_within(column(i), mux_row(i, low), mux_row(i, high), value, hidden());
     }
@@ -433,12 +451,12 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
       const auto argument = [&](int n) { return "$" + number(at + n); };
       const Expr address = device_address(out) +
                            cast<uint64_t>((offset(out, 3, task_.batch) + offset(out, 2, task_.head) +
-                                           offset(out, 1, row(r)) + cast<int64_t>(column)) *
+                                           offset(out, 1, row_at(r)) + cast<int64_t>(column)) *
                                           Type(type).bytes());
       const Expr lse_address =
           device_address(lse) +
-          cast<uint64_t>((offset(lse, 2, task_.batch) + offset(lse, 1, task_.head) + offset(lse, 0, row(r))) * 4);
-      arguments.insert(arguments.end(), {Expr(sums[r]), row(r), address, lse_address});
+          cast<uint64_t>((offset(lse, 2, task_.batch) + offset(lse, 1, task_.head) + offset(lse, 0, row_at(r))) * 4);
+      arguments.insert(arguments.end(), {Expr(sums[r]), row_at(r), address, lse_address});
       const std::string done = "DONE$u_" + number(r), parts = "PARTS$u_" + number(r);
       // A row that sees nothing is zero, whatever was multiplied by its zero weights.
       text += "\tsetp.lt.s32 row, " + argument(1) + ", $3; @!row bra " + done + ";\n" +
@@ -476,7 +494,7 @@ class AttentionTensor : public Generator<AttentionTensor>, public PtxKernel {
   std::unique_ptr<TensorBackend> backend_;
   TensorTask task_;
   Expr visible_keys_, tile_count_, block_count_, share_;
-  bool is_plain_ = true;
+  bool is_plain_ = true, is_single_loop_ = false;
 };
 
 }  // namespace posattn

@@ -19,7 +19,7 @@ class PtxKernel {
   InlinePtx ptx;
 
   // The head of the PTX text.
-  InlinePtx::Head head;
+  InlinePtx::Head ptx_head;
   // Which card ptxas, where there is one, assembles for, such as sm_90a. Its machine code is embedded, or the text
   // nevertheless: then the driver assembles it for whatever card there is.
   std::string assemble_for;

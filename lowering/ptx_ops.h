@@ -41,6 +41,10 @@ class PtxOps {
   Expr exp2(const Expr &x) const { return f32("ex2.approx.ftz.f32 $r, $0;", {x}); }
   Expr log2(const Expr &x) const { return f32("lg2.approx.ftz.f32 $r, $0;", {x}); }
   Expr reciprocal(const Expr &x) const { return f32("rcp.approx.ftz.f32 $r, $0;", {x}); }
+  // Absolute error of some 1e-7.
+  Expr tanh(const Expr &x) const {
+    return fma(reciprocal(exp2(x * 2.8853901f) + 1.f), -2.f, 1.f);
+  }
   // value where low <= x <= high, else `otherwise`. A select of Halide's would let it skip what makes the value,
   // barriers and all.
   Expr keep_within(const Expr &x, const Expr &low, const Expr &high, const Expr &value, float otherwise) const {

@@ -6,12 +6,18 @@ using namespace Halide;
 
 TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores) {
   const bool plain = scores == TensorScores::plain;
+  // With every term compiled in, registers for any of them are worth more than large blocks.
+  if (scores == TensorScores::full || scores == TensorScores::branches) {
+    const bool is_small = hopper && scores == TensorScores::full && head_dim <= 64;
+    const int keys = is_small ? 64 : scores == TensorScores::branches && head_dim > 128 ? 16 : 32;
+    return {head_dim, keys, 2, 1, 2, false, false, false, false, 1};
+  }
+  // keys, warpgroups, row_tiles, stages, copy_warpgroup, overlap, early_value_wait, early_bias, blocks_per_sm
   if (!hopper) {
     if (head_dim <= 64) return {head_dim, 64, 1, 2, 2, false, false, false, false, 2};
     if (head_dim <= 128) return {head_dim, 64, 2, 1, 2, false, false, false, false, 1};
     return {head_dim, 32, 2, 1, 2, false, false, false, false, 1};
   }
-  // keys, warpgroups, row_tiles, stages, copy_warpgroup, overlap, early_value_wait, early_bias, blocks_per_sm
   if (head_dim <= 64) return {head_dim, 128, 2, 1, 2, false, false, false, false, 2};
   if (head_dim <= 128) return {head_dim, 128, 2, 1, 2, true, true, !plain, !plain, 1};
   return {head_dim, 64, 2, 1, 2, true, true, !plain, !plain, 1};
@@ -32,12 +38,14 @@ void schedule_tensor(TensorFuncs &f, const TensorTiles &tiles) {
     for (const Func &g : funcs.of_thread) in_registers(g, level);
     for (const Func &g : funcs.of_fragment) in_registers(g, level).unroll(i);
   };
+  f.rounds.update(0).partition(f.round.x, Partition::Never);
   place(f.first, in_round);
   place(f.masked, LoopLevel(f.loop, f.masked_steps.x));
-  place(f.inner, LoopLevel(f.loop, f.inner_steps.x));
-  f.rounds.update(0).partition(f.round.x, Partition::Never);
   f.loop.update(0).partition(f.masked_steps.x, Partition::Never);
-  f.loop.update(1).partition(f.inner_steps.x, Partition::Never);
+  if (f.inner_steps.defined()) {
+    place(f.inner, LoopLevel(f.loop, f.inner_steps.x));
+    f.loop.update(1).partition(f.inner_steps.x, Partition::Never);
+  }
 }
 
 }  // namespace posattn::schedules
