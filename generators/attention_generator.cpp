@@ -3,6 +3,7 @@
 #include "generators/scores.h"
 #include "generators/storage.h"
 #include "schedules/attention_amx.h"
+#include "schedules/attention_cuda.h"
 #include "schedules/attention_simd.h"
 
 namespace posattn {
@@ -25,7 +26,7 @@ class Attention : public ScoreGenerator<Attention> {
   Output<Buffer<float, 4>> lse{"lse"};  // (row, split, row_block, head, batch)
 
   void configure() {
-    declare_branches();
+    declare_inputs();
     out.set_type(decode ? Float(32) : Type(type));
   }
 
@@ -33,14 +34,20 @@ class Attention : public ScoreGenerator<Attention> {
     const schedules::Machine machine = schedules::machine(get_target());
     const int D = head_dim, lanes = machine.lanes;
     f.on_tiles = machine.amx && !decode && D % schedules::kAmxDepth == 0;
-    tiles = f.on_tiles ? schedules::attention_tiles_amx(head_dim)
-                       : schedules::attention_tiles(machine, head_dim, decode);
+    if (f.on_tiles) {
+      tiles = schedules::attention_tiles_amx(head_dim);
+    } else if (get_target().has_gpu_feature()) {
+      tiles = schedules::attention_tiles_cuda(head_dim, Type(type).bytes(), decode);
+    } else {
+      tiles = schedules::attention_tiles(machine, head_dim, decode);
+    }
     const auto set = [](int &tile, int value) { tile = value > 0 ? value : tile; };
     set(tiles.query_block, this->query_block), set(tiles.row_chunk, row_chunk),
         set(tiles.key_block, key_block);
     set(tiles.rows, tile_rows), set(tiles.channels, tile_channels);
     const int query_block = tiles.query_block;
     const KeyTiling tiling{machine.key_lanes, tiles.key_block / machine.key_lanes};
+    split_blocks.set_estimate(tiles.key_block);  // for the caller, who counts in these
     Var x("x"), tile("tile"), split("split");
 
     // The algorithm.
@@ -58,24 +65,38 @@ class Attention : public ScoreGenerator<Attention> {
     f.single_row = rows() == 1;
 
     // Smallest and largest bounds of the visible keys over a block of rows.
-    f.block_rows = RDom(0, query_block, "block_rows");
-    const Expr block_query = query_of(row_block * query_block + f.block_rows);
-    const Expr begin = row_begin(block_query, batch), end = row_end(block_query, batch);
-    f.range(row_block, batch) = Tuple(Expr(INT32_MAX), Expr(0), Expr(INT32_MAX), Expr(0));
+    const Expr block_begin = row_block * query_block;
+    if (is_packed()) {
+      f.block_rows = RDom(0, query_block, "block_rows");
+      const Expr block_query = query_of(block_begin + f.block_rows);
+      const Expr begin = begin_of(block_query, batch), end = end_of(block_query, batch);
+      f.range(row_block, batch) = Tuple(Expr(INT32_MAX), Expr(0), Expr(INT32_MAX), Expr(0));
+      const FuncRef range = f.range(row_block, batch);
+      f.range(row_block, batch) =
+          Tuple(min(range[0], begin), max(range[1], begin), min(range[2], end), max(range[3], end));
+    } else {
+      const Expr first = query_of(block_begin), last = query_of(block_begin + query_block - 1);
+      f.range(row_block, batch) =
+          Tuple(begin_of(first, batch), begin_of(last, batch), end_of(first, batch), end_of(last, batch));
+    }
     const FuncRef range = f.range(row_block, batch);
-    f.range(row_block, batch) =
-        Tuple(min(range[0], begin), max(range[1], begin), min(range[2], end), max(range[3], end));
     const Expr first_key = range[0], end_key = range[3];
     const auto tiles_in = [&](const Expr &b) {
       return min((end_key - b * tiling.keys() + tiling.lanes - 1) / tiling.lanes, tiling.tiles);
     };
 
     // Products, scaled only when they are sums: nothing is rounded before. Then all that is added to them.
+    const Expr first_tile = block * tiling.tiles;
+    const auto key_channel = [&](const Expr &i) -> Expr {
+      if (is_packed()) return packing().key(*keys_, lane, i, first_tile + tile, kv_head_of(head), batch);
+      f.key(d, lane, tile, block, head, batch) =
+          stored_key(d, tiling.key(lane, tile, block), kv_head_of(head), batch);
+      return element([&](const Expr &e) { return f.key(e, lane, tile, block, head, batch); }, i);
+    };
     f.rd = RDom(0, D, "rd");
     f.product(lane, tile, row, block, row_block, head, batch) = 0.f;
     f.product(lane, tile, row, block, row_block, head, batch) +=
-        load_float(f.query(f.rd, row, row_block, head, batch), get_target()) *
-        packing().key(keys, lane, f.rd, block * tiling.tiles + tile, kv_head_of(head), batch);
+        load_float(f.query(f.rd, row, row_block, head, batch), get_target()) * key_channel(f.rd);
     f.tiles = RDom(0, tiling.tiles, "tiles");
     f.tiles.where(f.tiles < tiles_in(block));
     f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
@@ -135,10 +156,15 @@ class Attention : public ScoreGenerator<Attention> {
       const FuncRef pair = f.weight(in_tile % words, in_block, row, block, row_block, head, batch);
       return Packing::half(pair[0], in_tile / words);
     };
+    const auto value_channel = [&](const Expr &i) -> Expr {
+      if (is_packed()) return packing().value(*values_, i, f.rv.x, first_tile + f.rv.y, kv_head_of(head), batch);
+      f.value(d, lane, tile, block, head, batch) =
+          stored_value(d, tiling.key(lane, tile, block), kv_head_of(head), batch);
+      return element([&](const Expr &e) { return f.value(e, f.rv.x, f.rv.y, block, head, batch); }, i);
+    };
     f.weighted(d, row, block, row_block, head, batch) = 0.f;
     f.weighted(d, row, block, row_block, head, batch) +=
-        weight_at(f.rv.x, f.rv.y) *
-        packing().value(values, d, f.rv.x, block * tiling.tiles + f.rv.y, kv_head_of(head), batch);
+        weight_at(f.rv.x, f.rv.y) * value_channel(d);
     f.block_output(d, row, block, row_block, head, batch) = f.weighted(d, row, block, row_block, head, batch);
 
     // Blocks merge in sequence: state (maximum, sum by lanes, output in vectors of lanes).
@@ -147,7 +173,7 @@ class Attention : public ScoreGenerator<Attention> {
     state.resize(2 + vectors, Expr(0.f));
     f.state(x, row, split, row_block, head, batch) = Tuple(state);
     // All blocks of keys; the bounds below become those of the loop.
-    f.rb = RDom(0, (keys.dim(2).extent() + tiling.tiles - 1) / tiling.tiles, "rb");
+    f.rb = RDom(0, (num_keys(tiling) + tiling.keys() - 1) / tiling.keys(), "rb");
     f.rb.where(f.rb >= max(first_key / tiling.keys(), split * split_blocks));
     f.rb.where(f.rb < min((end_key + tiling.keys() - 1) / tiling.keys(), (split + 1) * split_blocks));
     {
@@ -188,11 +214,13 @@ class Attention : public ScoreGenerator<Attention> {
     f.lse = lse;
     f.vars = {x, lane, tile, row, block, split, row_block, head, batch, d};
     declare_layout(tiling);
-    const int elements = D / packing().numbers();  // of a key
-    keys.dim(1).set_extent(elements);
-    keys.dim(2).set_stride(tiling.lanes * elements);
-    values.dim(0).set_bounds(0, D);
-    values.dim(1).set_stride(D);
+    if (is_packed()) {
+      const int elements = D / packing().numbers();  // of a key
+      keys_->dim(1).set_extent(elements);
+      keys_->dim(2).set_stride(tiling.lanes * elements);
+      values_->dim(0).set_bounds(0, D);
+      values_->dim(1).set_stride(D);
+    }
     for (int i = 0; i < 5; i++) out.dim(i).set_min(0);
     for (int i = 0; i < 4; i++) lse.dim(i).set_bounds(0, out.dim(i + 1).extent());
   }
@@ -200,6 +228,8 @@ class Attention : public ScoreGenerator<Attention> {
   void schedule() {
     if (f.on_tiles) {
       schedules::schedule_attention_amx(f, tiles, get_pipeline());
+    } else if (get_target().has_gpu_feature()) {
+      schedules::schedule_attention_cuda(f, tiles, {decode, per_word()});
     } else {
       schedules::schedule_attention(f, schedules::machine(get_target()), tiles);
     }

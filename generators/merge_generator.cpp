@@ -3,6 +3,7 @@
 #include "generators/fast_math.h"
 #include "generators/storage.h"
 #include "schedules/machine.h"
+#include "schedules/merge_cuda.h"
 #include "schedules/merge_simd.h"
 
 namespace posattn {
@@ -30,7 +31,8 @@ class Merge : public Generator<Merge> {
     const Expr row = query * row_heads + head % row_heads, row_group = head / row_heads;
 
     // The algorithm. Infinities are looked for among bits: fast math takes them for impossible.
-    const auto split_lse = [&](const Expr &s) { return partial_lse(row, s, row_group, batch); };
+    f.split_lse(split, query, head, batch) = partial_lse(row, split, row_group, batch);
+    const auto split_lse = [&](const Expr &s) { return f.split_lse(s, query, head, batch); };
     const auto visible = [&](const Expr &s, const Expr &value, float otherwise) {
       return select(is_minus_infinity(split_lse(s)), otherwise, value);
     };
@@ -46,11 +48,16 @@ class Merge : public Generator<Merge> {
     f.sum(query, head, batch) += weight(splits, f.maximum(query, head, batch));
     const Expr sum = f.sum(query, head, batch);
     const Expr merged = reinterpret<uint32_t>(f.maximum(query, head, batch) + log(sum));
-    lse(query, head, batch) = reinterpret<float>(select(is_zero(sum), Expr(kMinusInfinityBits), merged));
+    f.row_lse(query, head, batch) =
+        reinterpret<float>(select(is_zero(sum), Expr(kMinusInfinityBits), merged));
+    lse(query, head, batch) = f.row_lse(query, head, batch);
 
     // Weights add up to 1 as closely as lse is rounded, which for large scores is not close enough: they are
     // summed beside what they weigh.
-    f.weight(split, query, head, batch) = weight(split, lse(query, head, batch));
+    // A CPU has computed it for all rows by then; a block of threads has it at hand.
+    const bool on_gpu = get_target().has_gpu_feature();
+    const Expr total = on_gpu ? f.row_lse(query, head, batch) : lse(query, head, batch);
+    f.weight(split, query, head, batch) = weight(split, total);
     const Expr last_d = partial_out.dim(0).extent() - 1;
     const Expr value = partial_out(min(likely(d), last_d), row, splits, row_group, batch);
     const Expr w = f.weight(splits, query, head, batch);
@@ -66,12 +73,18 @@ class Merge : public Generator<Merge> {
 
     f.out = out;
     f.lse = lse;
-    f.vars = {d, query, head, batch};
+    f.vars = {d, split, query, head, batch};
     f.splits = splits;
     f.whole_rows = partial_out.dim(0).extent() == head_dim && out.dim(0).extent() == head_dim;
   }
 
-  void schedule() { schedules::schedule_merge(f, schedules::machine(get_target()), head_dim); }
+  void schedule() {
+    if (get_target().has_gpu_feature()) {
+      schedules::schedule_merge_cuda(f, head_dim);
+    } else {
+      schedules::schedule_merge(f, schedules::machine(get_target()), head_dim);
+    }
+  }
 
  private:
   schedules::MergeFuncs f;

@@ -33,7 +33,12 @@ class Offsets : public Generator<Offsets> {
   }
 
   void schedule() {
-    out.vectorize(t, schedules::machine(get_target()).lanes, TailStrategy::GuardWithIf);
+    if (get_target().has_gpu_feature()) {
+      Var block("block"), thread("thread");
+      out.gpu_tile(t, block, thread, 128, TailStrategy::GuardWithIf).gpu_blocks(head);
+    } else {
+      out.vectorize(t, schedules::machine(get_target()).lanes, TailStrategy::GuardWithIf);
+    }
     for (int i = 0; i < 2; i++) {
       in.dim(i).set_min(0);
       out.dim(i).set_min(0);

@@ -3,6 +3,7 @@
 #include "generators/fast_math.h"
 #include "generators/storage.h"
 #include "schedules/machine.h"
+#include "schedules/rotary_cuda.h"
 #include "schedules/rotary_simd.h"
 
 namespace posattn {
@@ -63,7 +64,13 @@ class Rotary : public Generator<Rotary> {
     f.vars = {d, token, head, batch};
   }
 
-  void schedule() { schedules::schedule_rotary(f, schedules::machine(get_target())); }
+  void schedule() {
+    if (get_target().has_gpu_feature()) {
+      schedules::schedule_rotary_cuda(f);
+    } else {
+      schedules::schedule_rotary(f, schedules::machine(get_target()));
+    }
+  }
 
  private:
   schedules::RotaryFuncs f;

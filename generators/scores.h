@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -11,9 +12,16 @@
 #include "generators/branch_arguments.h"
 #include "generators/fast_math.h"
 #include "generators/packing.h"
+#include "generators/storage.h"
 #include "schedules/machine.h"
 
 namespace posattn {
+
+// How a kernel gets its keys and values; see ScoreGenerator::key_form.
+enum class KeyForm { packed, plain, words };
+inline std::map<std::string, KeyForm> key_forms() {
+  return {{"packed", KeyForm::packed}, {"plain", KeyForm::plain}, {"words", KeyForm::words}};
+}
 
 // Where a score tile lies: key = block * keys() + tile * lanes + lane.
 struct KeyTiling {
@@ -43,6 +51,10 @@ class ScoreGenerator : public Halide::Generator<T> {
   Param<Halide::Type> type{"type", Halide::Float(32)};
   // Branches compiled in, joined by '+', or none.
   Param<std::string> branches{"branches", "none"};
+  // Keys and values: packed, as the pack kernels leave them, with tables of what each row sees; or plain, as
+  // the caller has them, with the numbers that such tables are made of; or the plain ones as words, two
+  // elements of 16 bits in each, which can be loaded four at a time: everything aligned to 16 bytes.
+  Param<KeyForm> key_form{"key_form", KeyForm::packed, key_forms()};
 
   Input<float> scale{"scale"};
   Input<float> softcap{"softcap"};  // 0: none
@@ -59,12 +71,7 @@ class ScoreGenerator : public Halide::Generator<T> {
   Input<bool> has_key_bias{"has_key_bias"}, has_add{"has_add"}, has_dense{"has_dense"}, has_keep{"has_keep"};
   Input<bool> keep_value{"keep_value"};  // the value of keep_mask that lets a key be seen
 
-  Input<Buffer<void, 4>> q{"q"};            // (d, query, head, batch)
-  // In the forms of packing.h, zero beyond the last key.
-  Input<Buffer<void, 5>> keys{"keys"};      // (lane, d, key tile, kv_head, batch)
-  Input<Buffer<void, 4>> values{"values"};  // (d, key, kv_head, batch)
-  // The keys that a query may see are [row_begin, row_end): causal, window and lengths.
-  Input<Buffer<int, 2>> row_begin{"row_begin"}, row_end{"row_end"};  // (query, batch)
+  Input<Buffer<void, 4>> q{"q"};                 // (d, query, head, batch)
   Input<Buffer<float, 2>> key_bias{"key_bias"};  // (key, batch), -infinity hides; padded by a tile
   // (key, query, head, batch). A key dimension of 1 is broadcast; so are others, through a stride of 0.
   Input<Buffer<float, 4>> add_mask{"add_mask"}, dense_bias{"dense_bias"};
@@ -80,11 +87,77 @@ class ScoreGenerator : public Halide::Generator<T> {
   // loops.
   Var lane{"lane"}, row{"row"}, block{"block"}, row_block{"row_block"}, head{"head"}, batch{"batch"}, d{"d"};
 
-  void declare_branches() {
+  void declare_inputs() {
     branch_arguments_.declare(*this, branches);
     q.set_type(type);
-    keys.set_type(packing().element());
-    values.set_type(packing().element());
+    using Tensor = Halide::Buffer<>;
+    const auto tensor = [&](const char *name, const Halide::Type &element, int dimensions) {
+      return this->template add_input<Tensor>(name, element, dimensions);
+    };
+    // The keys that a query may see are [row_begin, row_end): causal, window and lengths.
+    if (is_packed()) {
+      // In the forms of packing.h, zero beyond the last key.
+      keys_ = tensor("keys", packing().element(), 5);      // (lane, d, key tile, kv_head, batch)
+      values_ = tensor("values", packing().element(), 4);  // (d, key, kv_head, batch)
+      row_begin_ = tensor("row_begin", Halide::Int(32), 2);  // (query, batch)
+      row_end_ = tensor("row_end", Halide::Int(32), 2);
+      return;
+    }
+    const Halide::Type element = key_form == KeyForm::words ? Halide::UInt(32) : Halide::Type(type);
+    keys_ = tensor("k", element, 4);  // (d, key, kv_head, batch), or words of d
+    values_ = tensor("v", element, 4);
+    // The key at query + diagonal is the query's own; it sees so many to the left and right of it, and none
+    // from the batch's length on.
+    diagonal_ = this->template add_input<int>("diagonal");
+    window_left_ = this->template add_input<int>("window_left");
+    window_right_ = this->template add_input<int>("window_right");
+    has_lengths_ = this->template add_input<bool>("has_lengths");
+    lengths_ = tensor("lengths", Halide::Int(32), 1);  // (batch)
+    // Keys and values that are not visible may hold anything.
+    // Without positions, tokens are their own: of queries, counted from first_query.
+    has_positions_ = this->template add_input<bool>("has_positions");
+    first_query_ = this->template add_input<int>("first_query");
+    has_visible_ = this->template add_input<bool>("has_visible");
+    visible_ = tensor("visible", Halide::UInt(8), 2);  // (key, batch); 0: hidden
+  }
+
+  bool is_packed() const { return key_form == KeyForm::packed; }
+
+  // First key that a query sees, and the first one after that it does not. Both grow with the query.
+  Expr begin_of(const Expr &query, const Expr &b) const {
+    if (is_packed()) return (*row_begin_)(query, b);
+    return Halide::min(Halide::max(query + *diagonal_ - *window_left_, 0), end_of(query, b));
+  }
+  Expr end_of(const Expr &query, const Expr &b) const {
+    if (is_packed()) return (*row_end_)(query, b);
+    return Halide::max(Halide::min(query + *diagonal_ + *window_right_ + 1, length_of(b)), 0);
+  }
+
+  // Upper bound of the keys, a multiple of the tile's where they are packed.
+  Expr num_keys(const KeyTiling &tiling) const {
+    return is_packed() ? keys_->dim(2).extent() * tiling.lanes : keys_->dim(1).extent();
+  }
+
+  // What of a key or value that is not packed a schedule may stage: the word or element at place `i`; zero
+  // beyond the last key and the last element.
+  Expr stored_key(const Expr &i, const Expr &key, const Expr &h, const Expr &b) const {
+    return stored_plain(*keys_, i, key, h, b);
+  }
+  Expr stored_value(const Expr &i, const Expr &key, const Expr &h, const Expr &b) const {
+    return stored_plain(*values_, i, key, h, b);
+  }
+  // Where element `e` is stored, and what it is there.
+  int per_word() const { return key_form == KeyForm::words ? 32 / Halide::Type(type).bits() : 1; }
+  Expr element(const std::function<Expr(const Expr &)> &stored, const Expr &e) const {
+    const Halide::Type t = type;
+    const Expr value = stored(e / per_word());
+    if (key_form != KeyForm::words) return load_float(value, this->get_target());
+    if (t.bits() == 32) return Halide::reinterpret<float>(value);
+    if (t.is_bfloat()) {
+      return Halide::reinterpret<float>(Halide::select(e % 2 == 0, value << 16, value & Expr(0xffff0000u)));
+    }
+    const Expr half = Halide::cast<uint16_t>(Halide::select(e % 2 == 0, value, value >> 16));
+    return float_of_word(t, half, this->get_target());
   }
 
   Packing packing() const { return {this->get_target(), type}; }
@@ -105,7 +178,7 @@ class ScoreGenerator : public Halide::Generator<T> {
   // the table.
   Expr scaled(const Expr &product, const Expr &key) {
     offsets_added_ = true;
-    return product * scale + Halide::select(has_offsets, offset_bias(key), 0.f);
+    return product * scale + Halide::select(has_offsets, offset_bias(key, {query_of(row), head_of(row, head), batch}), 0.f);
   }
 
   // What a schedule may rely on: no offsets, and the packed forms dense.
@@ -113,13 +186,21 @@ class ScoreGenerator : public Halide::Generator<T> {
     const auto from_zero = [](auto &buffer) {
       for (int i = 0; i < buffer.dimensions(); i++) buffer.dim(i).set_min(0);
     };
-    from_zero(q), from_zero(keys), from_zero(values), from_zero(row_begin), from_zero(row_end),
-        from_zero(key_bias);
+    from_zero(q), from_zero(*keys_), from_zero(*values_), from_zero(key_bias);
+    for (auto *buffer : {row_begin_, row_end_, lengths_, visible_}) {
+      if (buffer) from_zero(*buffer);
+    }
     from_zero(add_mask), from_zero(dense_bias), from_zero(keep_mask), from_zero(offsets);
     from_zero(q_positions), from_zero(k_positions);
     from_zero(q_positions_low), from_zero(k_positions_low);
-    keys.dim(0).set_bounds(0, tiling.lanes);
-    keys.dim(1).set_stride(tiling.lanes);
+    if (is_packed()) {
+      keys_->dim(0).set_bounds(0, tiling.lanes);
+      keys_->dim(1).set_stride(tiling.lanes);
+    }
+    for (auto *buffer : {keys_, values_}) {
+      if (key_form != KeyForm::words) continue;
+      for (int i = 1; i < 4; i++) buffer->dim(i).set_stride(buffer->dim(i).stride() / 4 * 4);
+    }
   }
 
   // Adds to `score`, which holds scaled products, all that the definition adds after
@@ -127,75 +208,122 @@ class ScoreGenerator : public Halide::Generator<T> {
   // in use. `at_edge`: whether some key of this block is out of range for some of its rows.
   void add_passes(Func score, const KeyTiling &tiling, const Expr &tiles_in_block, const Expr &edge_tiles) {
     using namespace Halide;
-    const Expr query = query_of(row), score_head = head_of(row, head);
+    const Expr query = query_of(row);
 
-    // What a pass sees of one tile.
-    struct Tile {
-      Expr score, key;
-    };
-    const auto pass_over = [&](const Expr &tiles, const std::function<Expr(const Tile &)> &value) {
+    // A pass over a block's tiles in cache.
+    const auto pass = [&](const Expr &tiles, const std::function<Expr(const Expr &, const Expr &)> &value) {
       RDom tile(0, tiling.tiles, "tile");
       tile.where(tile < tiles);
       const FuncRef s = score(lane, tile, row, block, row_block, head, batch);
-      score(lane, tile, row, block, row_block, head, batch) = value({s, tiling.key(lane, tile, block)});
+      score(lane, tile, row, block, row_block, head, batch) = value(s, tiling.key(lane, tile, block));
       passes_.push_back(tile);
     };
-    const auto pass = [&](const Expr &condition, const std::function<Expr(const Tile &)> &value) {
-      pass_over(select(condition, tiles_in_block, 0), value);
-    };
-
-    pass(softcap > 0.f, [&](const Tile &t) { return softcap * tanh_accurate(t.score / softcap); });
-    for (const std::string &name : split_branches(branches)) {
-      pass(Expr(true),
-           [&](const Tile &t) { return with_branch(find_branch(name), t.score, t.key, query, score_head); });
+    for (const Term &term : terms({query, head_of(row, head), batch})) {
+      pass(select(term.condition, tiles_in_block, 0), term.apply);
     }
-    if (!offsets_added_) pass(has_offsets, [&](const Tile &t) { return t.score + offset_bias(t.key); });
+    pass(edge_tiles, [&](const Expr &s, const Expr &key) {
+      return select(key >= begin_of(query, batch) && key < end_of(query, batch), s, kHidden);
+    });
+  }
 
+  // A row of scores.
+  struct ScoreRow {
+    Expr query, head, batch;
+  };
+  // Something that the definition does to a scaled score, where the condition holds.
+  struct Term {
+    const char *name;
+    Expr condition;
+    std::function<Expr(const Expr &score, const Expr &key)> apply;
+  };
+  // All of them but visibility, in order.
+  std::vector<Term> terms(const ScoreRow &at) {
+    using namespace Halide;
+    std::vector<Term> all;
+    all.push_back({"softcap", softcap > 0.f, [this](const Expr &s, const Expr &) { return softcap * tanh_(s / softcap); }});
+    for (const std::string &name : split_branches(branches)) {
+      all.push_back({"branch", Expr(true), [=](const Expr &s, const Expr &key) {
+                       return with_branch(find_branch(name), s, key, at);
+                     }});
+    }
+    if (!offsets_added_) {
+      all.push_back({"offsets", has_offsets, [=](const Expr &s, const Expr &key) { return s + offset_bias(key, at); }});
+    }
     // What is hidden stays hidden. Sums of finite terms stay visible, as only -infinity hides.
     const auto biased = [](const Expr &s, const Expr &bias) {
       return select(s < kLowestVisible || is_minus_infinity(bias), kHidden,
                     max(s + max(bias, kLowestVisible), kLowestVisible));
     };
-    const auto in_mask = [&](const auto &mask, const Expr &key) {
-      return mask(min(likely(key), mask.dim(0).extent() - 1), query, score_head, batch);
+    const auto in_mask = [at](const auto &mask, const Expr &key) {
+      return mask(min(likely(key), mask.dim(0).extent() - 1), at.query, at.head, at.batch);
     };
-    pass(has_masks && has_dense, [&](const Tile &t) { return biased(t.score, in_mask(dense_bias, t.key)); });
-    pass(has_masks && has_add, [&](const Tile &t) { return biased(t.score, in_mask(add_mask, t.key)); });
-    pass(has_masks && has_keep, [&](const Tile &t) {
-      return select((in_mask(keep_mask, t.key) != 0) == keep_value, t.score, kHidden);
-    });
-    pass(has_masks && has_key_bias, [&](const Tile &t) { return biased(t.score, key_bias(t.key, batch)); });
-    pass_over(edge_tiles, [&](const Tile &t) {
-      return select(t.key >= row_begin(query, batch) && t.key < row_end(query, batch), t.score, kHidden);
-    });
+    all.push_back({"dense", has_masks && has_dense,
+                   [=](const Expr &s, const Expr &key) { return biased(s, in_mask(dense_bias, key)); }});
+    all.push_back({"add", has_masks && has_add,
+                   [=](const Expr &s, const Expr &key) { return biased(s, in_mask(add_mask, key)); }});
+    all.push_back({"keep", has_masks && has_keep, [=](const Expr &s, const Expr &key) {
+                     return select((in_mask(keep_mask, key) != 0) == keep_value, s, kHidden);
+                   }});
+    all.push_back({"key_bias", has_masks && has_key_bias,
+                   [=](const Expr &s, const Expr &key) { return biased(s, key_bias(key, at.batch)); }});
+    return all;
   }
 
+  // For softcaps, where a machine has a better one.
+  std::function<Expr(const Expr &)> tanh_ = tanh_accurate;
+
   std::vector<RDom> passes_;  // of the updates of the score, in order
+
+  // Of the form that key_form says; null if another has them.
+  Halide::GeneratorInput<Halide::Buffer<>> *keys_ = nullptr, *values_ = nullptr;
+
+  // Of the forms that are not packed.
+  Halide::GeneratorInput<int> *first_query_ = nullptr, *diagonal_ = nullptr, *window_left_ = nullptr,
+                              *window_right_ = nullptr;
+  Expr length_of(const Expr &b) const {
+    const Expr keys = keys_->dim(1).extent();
+    return Halide::select(*has_lengths_, Halide::clamp((*lengths_)(used(*has_lengths_, b)), 0, keys), keys);
+  }
 
  private:
   Expr heads_of_row() const { return rows_are_queries_ ? Expr(1) : Expr(row_heads); }
 
-  Expr offset_bias(const Expr &key) { return offsets(key - query_of(row) + offset_zero, head_of(row, head)); }
+  Expr offset_bias(const Expr &key, const ScoreRow &at) {
+    const Expr t = key - at.query + offset_zero;
+    return offsets(is_packed() ? t : used(has_offsets, t), at.head);
+  }
 
-  Expr with_branch(const Branch &branch, const Expr &score, const Expr &key, const Expr &query,
-                   const Expr &score_head) {
+  // Tokens are their own positions where a plain kernel is given none.
+  Expr position(const Halide::GeneratorInput<Buffer<float, 2>> &positions, const Expr &token, const Expr &b,
+                const Expr &otherwise) const {
+    if (is_packed()) return positions(token, b);
+    return Halide::select(*has_positions_, positions(used(*has_positions_, token), b), otherwise);
+  }
+
+  Expr with_branch(const Branch &branch, const Expr &score, const Expr &key, const ScoreRow &at) {
     using namespace Halide;
-    const Expr k = min(likely(key), k_positions.dim(0).extent() - 1);
-    const Expr q_position = q_positions(query, batch), k_position = k_positions(k, batch);
+    const Expr query = at.query;
+    const Expr k =
+        min(likely(key), is_packed() ? k_positions.dim(0).extent() - 1 : keys_->dim(1).extent() - 1);
+    const Expr own_query = is_packed() ? query : query + *first_query_;
+    const Expr q_high = cast<float>(own_query), k_high = cast<float>(k);
+    const Expr q_position = position(q_positions, query, at.batch, q_high),
+               k_position = position(k_positions, k, at.batch, k_high);
     const auto has_position = [](const Expr &p) {
       return reinterpret<uint32_t>(p) != Expr(kPlusInfinityBits);
     };
     const Expr both = has_position(q_position) && has_position(k_position);
-    Score one{score, batch, score_head, query, key, q_position, k_position};
+    Score one{score, at.batch, at.head, query, key, q_position, k_position};
     // What such a branch adds depends on the difference alone, and not on the logit. The difference is taken
     // part by part, in an order that fast math must not change. Added like this, zero leaves every bit of a
     // score as it is.
     const bool adds = branch.shift_invariant;
     if (adds) {
       one.logit = 0.f;
-      one.q_position = strict_float_op(Internal::Call::strict_add,
-                                       strict_float_op(Internal::Call::strict_sub, q_position, k_position),
-                                       q_positions_low(query, batch) - k_positions_low(k, batch));
+      one.q_position = strict_float_op(
+          Internal::Call::strict_add, strict_float_op(Internal::Call::strict_sub, q_position, k_position),
+          position(q_positions_low, query, at.batch, cast<float>(own_query - cast<int>(q_high))) -
+              position(k_positions_low, k, at.batch, cast<float>(k - cast<int>(k_high))));
       one.k_position = 0.f;
     }
     one.q_position = select(both, one.q_position, 0.f);
@@ -203,6 +331,27 @@ class ScoreGenerator : public Halide::Generator<T> {
     const Expr value = branch.logit(one, branch_arguments_.tables());
     return select(both, adds ? score + value : value, score);
   }
+
+  // What is selected away is loaded all the same: of a tensor that is not there, its only element.
+  static Expr used(const Expr &given, const Expr &index) { return Halide::select(given, index, 0); }
+
+  Expr stored_plain(const Halide::GeneratorInput<Halide::Buffer<>> &from, const Expr &i, const Expr &key,
+                    const Expr &h, const Expr &b) const {
+    using namespace Halide;
+    const Expr extent = from.dim(0).extent(), last_key = from.dim(1).extent() - 1;
+    // By fours where words are loaded so: their extent is a multiple of it.
+    const Expr place =
+        key_form == KeyForm::words ? min(i / 4, extent / 4 - 1) * 4 + i % 4 : min(i, extent - 1);
+    const Expr clamped = min(key, last_key);
+    const Expr shown = (*visible_)(used(*has_visible_, clamped), b) != 0;
+    const Expr seen = key < length_of(b) && (!*has_visible_ || shown);
+    const Expr value = from(place, clamped, h, b);
+    return select(i < extent && seen, value, cast(value.type(), 0));
+  }
+
+  Halide::GeneratorInput<Halide::Buffer<>> *row_begin_ = nullptr, *row_end_ = nullptr, *lengths_ = nullptr,
+                                           *visible_ = nullptr;
+  Halide::GeneratorInput<bool> *has_lengths_ = nullptr, *has_positions_ = nullptr, *has_visible_ = nullptr;
 
   BranchArguments branch_arguments_;
   bool offsets_added_ = false, rows_are_queries_ = false;

@@ -5,17 +5,24 @@
 
 namespace posattn {
 
+// Whether it converts float16 itself.
+inline bool has_float16(const Halide::Target &target) {
+  using Halide::Target;
+  return target.has_gpu_feature() ? target.has_feature(Target::CUDA) : target.has_feature(Target::F16C);
+}
+
 // The value's bits. Copies of bits keep every NaN, which conversions do not.
 inline Halide::Expr word_of(const Halide::Expr &value) {
   return Halide::reinterpret(Halide::UInt(value.type().bits()), value);
 }
 
-// A stored value in float32: exact.
-inline Halide::Expr load_float(const Halide::Expr &value, const Halide::Target &target) {
+// Bits of a bfloat16 or float16 in float32: exact.
+inline Halide::Expr float_of_word(const Halide::Type &type, const Halide::Expr &bits,
+                                  const Halide::Target &target) {
   using namespace Halide;
-  if (value.type().is_bfloat()) return reinterpret<float>(cast<uint32_t>(word_of(value)) << 16);
-  if (value.type().bits() == 32 || target.has_feature(Target::F16C)) return cast<float>(value);
-  const Expr word = cast<uint32_t>(word_of(value));
+  const Expr word = cast<uint32_t>(bits);
+  if (type.is_bfloat()) return reinterpret<float>(word << 16);
+  if (has_float16(target)) return cast<float>(reinterpret(type, bits));
   const Expr magnitude = word & 0x7fff, sign = (word & 0x8000) << 16;
   const Expr rebiased = (magnitude << 13) + (112 << 23);
   const Expr denormal = reinterpret<uint32_t>(cast<float>(cast<int>(magnitude)) * 5.9604644775390625e-8f);
@@ -23,11 +30,18 @@ inline Halide::Expr load_float(const Halide::Expr &value, const Halide::Target &
   return reinterpret<float>(sign | select(magnitude >= 0x7c00, rebiased + (112 << 23), finite));
 }
 
+// A stored value in float32: exact.
+inline Halide::Expr load_float(const Halide::Expr &value, const Halide::Target &target) {
+  using namespace Halide;
+  const bool converts = value.type().bits() == 32 || (!value.type().is_bfloat() && has_float16(target));
+  return converts ? cast<float>(value) : float_of_word(value.type(), word_of(value), target);
+}
+
 // A float32 as `type`, rounded to nearest even; a NaN stays a NaN.
 inline Halide::Expr store_float(const Halide::Type &type, const Halide::Expr &value,
                                 const Halide::Target &target) {
   using namespace Halide;
-  if (type.bits() == 32 || (!type.is_bfloat() && target.has_feature(Target::F16C))) return cast(type, value);
+  if (type.bits() == 32 || (!type.is_bfloat() && has_float16(target))) return cast(type, value);
   const Expr bits = reinterpret<uint32_t>(value);
   const Expr magnitude = bits & 0x7fffffff;
   const Expr is_nan = magnitude > 0x7f800000;

@@ -1,5 +1,6 @@
-// The weights themselves, for callers who ask for them: the scores once more, normalised by the logarithm of
-// the sum that attention left behind. The only kernel whose output grows with queries times keys.
+// The weights themselves, for callers who ask for them: the scores once more, normalised by their sum, which
+// a kernel of plain keys takes from attention's logarithm of it. The only kernel whose output grows with
+// queries times keys.
 #include "generators/scores.h"
 #include "generators/storage.h"
 
@@ -17,21 +18,30 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
   Output<Buffer<void, 4>> out{"out"};  // (key, query, head, batch); one head for the mean
 
   void configure() {
-    declare_branches();
+    declare_inputs();
     out.set_type(type);
+    if (!is_packed()) lse_ = add_input<Buffer<>>("lse", Float(32), 3);  // (query, head, batch)
   }
 
   void generate() {
     const schedules::Machine machine = schedules::machine(get_target());
-    const KeyTiling tiling{machine.key_lanes, key_block / machine.key_lanes};
+    // On a GPU a thread has one key.
+    const KeyTiling tiling =
+        is_packed() ? KeyTiling{machine.key_lanes, key_block / machine.key_lanes} : KeyTiling{1, 1};
 
     // The algorithm.
     set_rows_are_queries();
-    const Expr last_d = min(q.dim(0).extent(), keys.dim(1).extent() * packing().numbers());
+    const Expr last_d = is_packed() ? min(q.dim(0).extent(), keys_->dim(1).extent() * packing().numbers())
+                                    : q.dim(0).extent();
     rd = RDom(0, last_d, "rd");
     product(lane, tile, row, block, row_block, head, batch) = 0.f;
     const Expr q_value = load_float(q(rd, query_of(row), head_of(row, head), batch), get_target());
-    const Expr k_value = packing().key(keys, lane, rd, block * tiling.tiles + tile, kv_head_of(head), batch);
+    const auto stored = [&](const Expr &e) {
+      return stored_key(e, tiling.key(lane, tile, block), kv_head_of(head), batch);
+    };
+    const Expr k_value =
+        is_packed() ? packing().key(*keys_, lane, rd, block * tiling.tiles + tile, kv_head_of(head), batch)
+                    : element(stored, rd);
     const FuncRef p = product(lane, tile, row, block, row_block, head, batch);
     // Scores are computed twice, for the sums and for the weights, and must come out the same: where products
     // are not fused with sums, fast math would round them in one order here and in another there.
@@ -40,7 +50,8 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
             ? p + q_value * k_value
             : strict_float_op(Internal::Call::strict_add, p,
                               strict_float_op(Internal::Call::strict_mul, q_value, k_value));
-    const Expr tiles_in_block = min(keys.dim(2).extent() - block * tiling.tiles, tiling.tiles);
+    const Expr all_tiles = (num_keys(tiling) + tiling.lanes - 1) / tiling.lanes;
+    const Expr tiles_in_block = min(all_tiles - block * tiling.tiles, tiling.tiles);
     tiles = RDom(0, tiling.tiles, "tiles");
     tiles.where(tiles < tiles_in_block);
     score(lane, tile, row, block, row_block, head, batch) = undef<float>();
@@ -49,8 +60,8 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
     add_passes(score, tiling, tiles_in_block, tiles_in_block);
 
     // By lanes, each with a maximum of its own, over all keys; then across lanes.
-    all_keys = RDom(0, tiling.tiles, 0, (keys.dim(2).extent() + tiling.tiles - 1) / tiling.tiles, "all_keys");
-    all_keys.where(all_keys.y * tiling.tiles + all_keys.x < keys.dim(2).extent());
+    all_keys = RDom(0, tiling.tiles, 0, (all_tiles + tiling.tiles - 1) / tiling.tiles, "all_keys");
+    all_keys.where(all_keys.y * tiling.tiles + all_keys.x < all_tiles);
     lane_state(lane, row, head, batch) = Tuple(kMaximumStart, 0.f);
     {
       const Expr maximum = lane_state(lane, row, head, batch)[0], sum = lane_state(lane, row, head, batch)[1];
@@ -72,6 +83,10 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
       const Expr in_block = key % tiling.keys();
       const Expr s = score(in_block % tiling.lanes, in_block / tiling.lanes, row, key / tiling.keys(),
                            row / query_block, h, batch);
+      if (!is_packed()) {
+        const Expr row_lse = (*lse_)(query_of(row), h, batch);
+        return select(is_minus_infinity(row_lse), 0.f, exp_nonpositive(min(s - row_lse, 0.f)));
+      }
       const Expr sum = row_sum(row, h, batch);
       return select(sum == 0.f, 0.f, exp_nonpositive(s - row_maximum(row, h, batch)) / sum);
     };
@@ -82,10 +97,12 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
         store_float(type, mean(key, row, head, batch) / cast<float>(mean_of), get_target());
 
     for (int i = 0; i < 4; i++) out.dim(i).set_min(0);
+    for (int i = 0; i < (lse_ ? 3 : 0); i++) lse_->dim(i).set_min(0);
     declare_layout(tiling);
   }
 
   void schedule() {
+    if (get_target().has_gpu_feature()) return schedule_cuda();
     const int lanes = schedules::machine(get_target()).lanes,
               key_lanes = schedules::machine(get_target()).key_lanes;
     Var ko("ko"), ki("ki"), ro("ro"), ri("ri");
@@ -115,6 +132,25 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
   }
 
  private:
+  // A thread has one key of one row, and loops over heads for their mean.
+  void schedule_cuda() {
+    Var ko("ko"), ki("ki"), ro("ro"), ri("ri"), heads("heads"), parts("parts");
+    out.split(key, ko, ki, 32, TailStrategy::GuardWithIf)
+        .split(row, ro, ri, query_block, TailStrategy::GuardWithIf)
+        .fuse(head, batch, heads)
+        .fuse(ko, heads, parts)
+        .reorder(ki, ri, parts, ro)
+        .gpu_threads(ki, ri)
+        .gpu_blocks(parts, ro);
+    const auto one = [&](Func f) -> Func {
+      for (const Var &v : f.args()) f.bound_extent(v, 1);
+      return f;
+    };
+    one(mean).compute_at(out, ki);
+    one(score).compute_at(mean, rh);
+    one(product).compute_at(score, lane);
+  }
+
   // A block of scores, computed at each iteration of `loop`.
   void schedule_scores(Func scores, Func products, Func consumer, const RVar &loop, int lanes,
                        int key_lanes) {
@@ -144,6 +180,7 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
   RDom rd, tiles, rh, all_keys, all_lanes;
   Func product{"product"}, score{"score"}, lane_state{"lane_state"}, row_maximum{"row_maximum"},
       row_sum{"row_sum"}, mean{"mean"};
+  GeneratorInput<Buffer<>> *lse_ = nullptr;
 };
 
 }  // namespace posattn

@@ -431,6 +431,7 @@ size_t attend_workspace_size(const AttendArgs &args) {
 
 void attend(const AttendArgs &args, void *workspace, size_t workspace_size) {
   const AttendProblem problem = check_shapes(args);
+  check_memory(args);
   check_values(args, problem);
   if (problem.is_empty()) return attend_to_nothing(args);
 

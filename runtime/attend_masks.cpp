@@ -23,8 +23,9 @@ int64_t length_at(const TensorView &lengths, int64_t batch) {
 // Offset of row b of a (B, Tk) or (1, Tk) mask.
 int64_t row_of(const TensorView &mask, int64_t b) { return mask.size(0) > 1 ? b * mask.stride(0) : 0; }
 
-// Rank 4, leading dimensions added; size 1 and step 0 wherever all elements are one.
-TensorView with_four_dims(const TensorView &view) {
+}  // namespace
+
+TensorView mask_with_four_dims(const TensorView &view) {
   int64_t shape[4], strides[4];
   for (int d = 0; d < 4; ++d) {
     const int from = d - (4 - view.rank());
@@ -34,8 +35,6 @@ TensorView with_four_dims(const TensorView &view) {
   }
   return TensorView(view.data(), view.dtype(), 4, shape, strides);
 }
-
-}  // namespace
 
 void fill_row_ranges(const AttendArgs &args, const AttendShape &shape, int64_t batches, int32_t *begin,
                      int32_t *end) {
@@ -88,7 +87,7 @@ AttendMask::AttendMask(const TensorView &mask, const AttendShape &shape)
     : full_{shape.batch, shape.query_heads, shape.queries, shape.keys} {
   if (mask.empty()) return;
   given_ = true;
-  view_ = with_four_dims(mask);
+  view_ = mask_with_four_dims(mask);
   for (int d = 0; d < 4; ++d) size_[d] = view_.size(d);
   const bool contiguous_keys = size_[3] == 1 || view_.stride(3) == 1;
   needs_copy_ = !contiguous_keys || (view_.dtype() != DType::boolean && view_.dtype() != DType::f32);
@@ -96,7 +95,7 @@ AttendMask::AttendMask(const TensorView &mask, const AttendShape &shape)
 
 AttendMask AttendMask::combined(const TensorView &keep, const TensorView &block, const AttendShape &shape) {
   AttendMask mask(keep, shape);
-  mask.block_ = with_four_dims(block);
+  mask.block_ = mask_with_four_dims(block);
   for (int d = 0; d < 4; ++d) mask.size_[d] = std::max(mask.view_.size(d), mask.block_.size(d));
   mask.needs_copy_ = true;
   return mask;

@@ -19,6 +19,9 @@ bool has_key_bias(const AttendArgs &args);
 void fill_key_masks(const AttendArgs &args, const AttendShape &shape, int64_t batches, int64_t bias_stride,
                     float *bias, uint8_t *visible);
 
+// Rank 4, leading dimensions added; size 1 and step 0 wherever all elements are one.
+TensorView mask_with_four_dims(const TensorView &mask);
+
 // A mask of (B, Hq, Tq, Tk), with size 1 where it is broadcast.
 class AttendMask {
  public:

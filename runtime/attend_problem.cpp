@@ -295,11 +295,6 @@ void check_no_self_overlap(const char *argument, const TensorView &view) {
   }
 }
 
-struct NamedView {
-  const char *name;
-  TensorView view;
-};
-
 // Tensors whose bytes interleave without sharing any are legal (slices of one buffer). That some are shared
 // is certain where one of two overlapping ranges is dense, or both start at one place.
 void check_overlap(const NamedView &output, const NamedView &other) {
@@ -378,9 +373,11 @@ AttendProblem check_shapes(const AttendArgs &args) {
   return problem;
 }
 
-void check_values(const AttendArgs &args, const AttendProblem &problem) {
-  const NamedView outputs[] = {{"out", args.out}, {"lse", args.lse}, {"weights", args.weights}};
-  const NamedView inputs[] = {
+std::array<NamedView, kNumTensors> tensors_of(const AttendArgs &args) {
+  return {{
+      {"out", args.out},
+      {"lse", args.lse},
+      {"weights", args.weights},
       {"query", args.query},
       {"key", args.key},
       {"value", args.value},
@@ -397,7 +394,11 @@ void check_values(const AttendArgs &args, const AttendProblem &problem) {
       {"q_position_mask", args.q_position_mask},
       {"k_position_mask", args.k_position_mask},
       {"inv_freq", args.rope ? args.rope->inv_freq : TensorView()},
-  };
+  }};
+}
+
+void check_memory(const AttendArgs &args) {
+  const std::array<NamedView, kNumTensors> tensors = tensors_of(args);
   const auto check_pointer = [](const NamedView &tensor) {
     if (tensor.view.empty() || tensor.view.num_elements() == 0) return;
     if (tensor.view.data() == nullptr) fail(tensor.name, ": expected data, got null");
@@ -407,15 +408,17 @@ void check_values(const AttendArgs &args, const AttendProblem &problem) {
       fail(tensor.name, ": expected data aligned to its type ", name_of(tensor.view.dtype()));
     }
   };
-  for (const NamedView &tensor : inputs) check_pointer(tensor);
-  for (size_t i = 0; i < std::size(outputs); ++i) {
-    const NamedView &output = outputs[i];
-    check_pointer(output);
+  for (const NamedView &tensor : tensors) check_pointer(tensor);
+  for (size_t i = 0; i < kNumOutputs; ++i) {
+    const NamedView &output = tensors[i];
     if (output.view.empty() || output.view.num_elements() == 0) continue;
     check_no_self_overlap(output.name, output.view);
-    for (const NamedView &input : inputs) check_overlap(output, input);
-    for (size_t j = 0; j < i; ++j) check_overlap(output, outputs[j]);
+    for (size_t j = kNumOutputs; j < kNumTensors; ++j) check_overlap(output, tensors[j]);
+    for (size_t j = 0; j < i; ++j) check_overlap(output, tensors[j]);
   }
+}
+
+void check_values(const AttendArgs &args, const AttendProblem &problem) {
   for (int64_t b = 0; b < (args.key_lengths.empty() ? 0 : problem.shape.batch); ++b) {
     const int64_t length = integer_at(args.key_lengths, b);
     if (length < 0 || length > problem.shape.keys) {

@@ -1,6 +1,8 @@
 // The arguments of attend(), checked.
 #pragma once
 
+#include <array>
+
 #include "runtime/attend.h"
 #include "runtime/dispatch.h"
 
@@ -20,7 +22,17 @@ struct AttendProblem {
 
 // All that can be said without reading memory. Throws Error.
 AttendProblem check_shapes(const AttendArgs &args);
-// The rest: pointers, lengths, positions, memory that overlaps. Throws Error.
+// Pointers, and memory that overlaps: nothing is read yet. Throws Error.
+void check_memory(const AttendArgs &args);
+// The rest: lengths and positions, which are read. Throws Error.
 void check_values(const AttendArgs &args, const AttendProblem &problem);
+
+// Every tensor of a call by its name, outputs first; those that are not given are empty.
+struct NamedView {
+  const char *name;
+  TensorView view;
+};
+constexpr size_t kNumOutputs = 3, kNumTensors = 19;
+std::array<NamedView, kNumTensors> tensors_of(const AttendArgs &args);
 
 }  // namespace posattn

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/cpu.h"
+#include "runtime/cuda/targets.h"
 #include "runtime/error.h"
 
 namespace posattn {
@@ -31,10 +32,10 @@ struct Index {
   std::vector<std::string> kinds;
   // By kind, then type, then target.
   std::vector<std::vector<Kernel>> kernels;
-  bool target_linked[kNumCpuTargets] = {};
+  bool target_linked[kNumTargets] = {};
 
   size_t slot(size_t kind, int type, int target) const {
-    return (kind * kNumTypes + static_cast<size_t>(type)) * kNumCpuTargets + static_cast<size_t>(target);
+    return (kind * kNumTypes + static_cast<size_t>(type)) * kNumTargets + static_cast<size_t>(target);
   }
   const std::vector<Kernel> *find(const char *kind, DType type, int target) const {
     const int t = type_index(type);
@@ -112,12 +113,12 @@ const Index *build_index() {
   const std::vector<const KernelInfo *> &all = all_kernels();
   index->num_linked = all.size();
   for (const KernelInfo *info : all) {
-    const int type = type_index(info->type), target = find_cpu_target(info->target);
+    const int type = type_index(info->type), target = find_target(info->target);
     if (type < 0 || target < 0) continue;
     auto kind = std::find(index->kinds.begin(), index->kinds.end(), info->kind);
     if (kind == index->kinds.end()) {
       kind = index->kinds.insert(index->kinds.end(), info->kind);
-      index->kernels.resize(index->kinds.size() * kNumTypes * kNumCpuTargets);
+      index->kernels.resize(index->kinds.size() * kNumTypes * kNumTargets);
     }
     const size_t k = static_cast<size_t>(kind - index->kinds.begin());
     const uint64_t branches = branch_bits(*index, info->branches);
@@ -206,13 +207,24 @@ void fail_no_kernel(const KernelQuery &query) {
   }
   fail("no kernel is linked for ", query.kind, " with branches ", query.branches.text(), ", head_dim ",
        query.exact_head_dim ? "" : "at least ", query.head_dim, ", ", name_of(query.type), ", ",
-       cpu_target(query.target).name, "; this program has",
+       target_name(query.target), "; this program has",
        list.empty() ? std::string(" none of that kind") : ":" + list);
 }
 
 const Kernel &require_kernel(const KernelQuery &query) {
   if (const Kernel *kernel = find_kernel(query)) return *kernel;
   fail_no_kernel(query);
+}
+
+TargetList usable_cuda_targets(int capability) {
+  TargetList list{};
+  const int forced = forced_cuda_target();
+  const Index &index = kernel_index();
+  for (int i = kNumCpuTargets; i < kNumTargets; ++i) {
+    if (forced >= 0 && i != forced) continue;
+    if (runs_on(cuda_target(i), capability) && index.target_linked[i]) list.targets[list.size++] = i;
+  }
+  return list;
 }
 
 TargetList usable_targets() {

@@ -26,7 +26,7 @@ struct BranchSet {
 struct KernelQuery {
   const char *kind = nullptr;
   DType type = DType::f32;
-  int target = 0;        // index in cpu.h
+  int target = 0;        // index in cpu.h, or cuda/targets.h
   int64_t head_dim = 0;  // the smallest at least as large, or this one exactly
   bool exact_head_dim = false;
   BranchSet branches;
@@ -45,5 +45,7 @@ struct TargetList {
   int size;
 };
 TargetList usable_targets();
+// The same for a GPU of that compute capability (10 * major + minor).
+TargetList usable_cuda_targets(int capability);
 
 }  // namespace posattn

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "runtime/cpu.h"
+#include "runtime/cuda/launch.h"
 #include "runtime/error.h"
 #include "runtime/kernel_memory.h"
 #include "runtime/parallel.h"
@@ -66,6 +67,25 @@ bool fits_kernel(const KernelBuffer &buffer) {
   return forward <= kMost && backward >= -kMost;
 }
 
+KernelCall::KernelCall(const Kernel &kernel, cuda::Launch &launch) : KernelCall(kernel) {
+  launch_ = &launch;
+  const int i = kernel_.find("__user_context");
+  if (i < 0) fail("kernel ", kernel.info->kind, ": it is compiled for no GPU");
+  const void *const context = &launch;
+  std::memcpy(&numbers_[i], &context, sizeof(context));
+  pointers_[i] = &numbers_[i];
+}
+
+void KernelCall::set_memory(halide_buffer_t &buffer, const void *data) const {
+  if (!launch_) {
+    buffer.host = static_cast<uint8_t *>(const_cast<void *>(data));
+    return;
+  }
+  buffer.device = reinterpret_cast<uint64_t>(data);
+  buffer.device_interface = static_cast<const halide_device_interface_t *>(cuda::device_interface());
+  buffer.flags = halide_buffer_flag_device_dirty;
+}
+
 template <typename T>
 KernelCall &KernelCall::set_number(ArgumentName name, T value, halide_type_t type) {
   const int i = kernel_.find(name);
@@ -94,7 +114,10 @@ KernelCall &KernelCall::set(ArgumentName name, const KernelBuffer &buffer) {
   if (i < 0) return *this;
   const Kernel::Argument &argument = kernel_.arguments[i];
   const halide_type_t type = halide_type(buffer);
-  if (argument.type != type) {
+  // Some kernels take any type of that many bits.
+  const bool as_bits =
+      argument.type.code == halide_type_uint && argument.type.bits == type.bits && type.bits > 8;
+  if (argument.type != type && !as_bits) {
     fail(name.text, ": the kernel expects another type than ", name_of(buffer.type));
   }
   if (argument.dimensions != buffer.dimensions) {
@@ -108,14 +131,11 @@ KernelCall &KernelCall::set(ArgumentName name, const KernelBuffer &buffer) {
     dims_[i][d] = halide_dimension_t(0, static_cast<int32_t>(buffer.extent[d]), static_cast<int32_t>(stride));
   }
   halide_buffer_t &out = buffers_[i];
-  out.device = 0;
-  out.device_interface = nullptr;
-  out.host = static_cast<uint8_t *>(const_cast<void *>(buffer.data));
-  out.flags = 0;
-  out.type = type;
+  out = halide_buffer_t();
+  set_memory(out, buffer.data);
+  out.type = argument.type;
   out.dimensions = buffer.dimensions;
   out.dim = dims_[i];
-  out.padding = nullptr;
   pointers_[i] = &out;
   return *this;
 }
@@ -137,7 +157,7 @@ KernelCall &KernelCall::set_to_zero(const char *branch, const float *zeros, int6
     }
     halide_buffer_t &out = buffers_[i];
     out = halide_buffer_t();
-    out.host = reinterpret_cast<uint8_t *>(const_cast<float *>(zeros));
+    set_memory(out, zeros);
     out.type = argument.type;
     out.dimensions = argument.dimensions;
     out.dim = dims_[i];
@@ -157,6 +177,7 @@ void KernelCall::run() {
   install_parallel_for();
   const KeepTileConfig keep;
   if (const int error = kernel_.info->call(pointers_)) {
+    if (launch_ && !launch_->error.empty()) fail(launch_->error);
     fail("kernel ", kernel_.info->kind, ": failed with code ", error);
   }
 }

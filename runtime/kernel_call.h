@@ -11,7 +11,11 @@
 
 namespace posattn {
 
-constexpr int kMaxKernelArguments = 56;
+namespace cuda {
+struct Launch;
+}
+
+constexpr int kMaxKernelArguments = 64;
 constexpr int kMaxKernelDims = 5;
 
 // A name and its hash, which the compiler evaluates for a literal.
@@ -35,7 +39,7 @@ struct Kernel {
     int64_t estimates[kMaxKernelDims];
   };
   const KernelInfo *info;
-  int target;         // index in cpu.h
+  int target;         // index in cpu.h, or cuda/targets.h
   uint64_t branches;  // one bit a name, as dispatch.cpp numbers them
   int num_arguments;
   uint32_t hashes[kMaxKernelArguments];
@@ -81,6 +85,8 @@ class KernelCall {
   explicit KernelCall(const Kernel &kernel) : kernel_(kernel) {
     for (int i = 0; i < kernel.num_arguments; ++i) pointers_[i] = nullptr;
   }
+  // On a GPU, where all its tensors are.
+  KernelCall(const Kernel &kernel, cuda::Launch &launch);
   KernelCall(const KernelCall &) = delete;
   KernelCall &operator=(const KernelCall &) = delete;
 
@@ -96,7 +102,10 @@ class KernelCall {
   template <typename T>
   KernelCall &set_number(ArgumentName name, T value, halide_type_t type);
 
+  void set_memory(halide_buffer_t &buffer, const void *data) const;
+
   const Kernel &kernel_;
+  cuda::Launch *launch_ = nullptr;
   void *pointers_[kMaxKernelArguments];
   uint64_t numbers_[kMaxKernelArguments];
   halide_buffer_t buffers_[kMaxKernelArguments];

@@ -32,17 +32,22 @@ void BranchInputs::add(const char *name, const TensorView &tensor) {
     fail(name, ": expected 1 to 4 dimensions, got shape ", tensor.shape_text());
   }
   expect_contiguous_rows(name, tensor);
-  items_[size_++] = {name, tensor, 0, 0, false};
+  items_[size_++] = {name, tensor, 0, 0, false, false};
+}
+
+void BranchInputs::add_own(const char *name, const TensorView &tensor) {
+  add(name, tensor);
+  items_[size_ - 1].own = true;
 }
 
 void BranchInputs::add(const char *name, float value) {
   if (size_ == kCapacity) fail(name, ": expected at most ", kCapacity, " inputs of branches");
-  items_[size_++] = {name, TensorView(), value, 0, false};
+  items_[size_++] = {name, TensorView(), value, 0, false, false};
 }
 
 void BranchInputs::add(const char *name, int32_t value) {
   if (size_ == kCapacity) fail(name, ": expected at most ", kCapacity, " inputs of branches");
-  items_[size_++] = {name, TensorView(), 0, value, true};
+  items_[size_++] = {name, TensorView(), 0, value, true, false};
 }
 
 Relative::Relative(TensorView table, Sign sign) : table_(table), sign_(sign) {
@@ -141,7 +146,7 @@ void T5::check(const AttendShape &shape) const {
 
 void T5::bind(BranchInputs &inputs) const {
   inputs.add("t5_table", table_);
-  inputs.add("t5_bucket", TensorView(bucket_.data(), DType::i32, {max_distance_ + 1}));
+  inputs.add_own("t5_bucket", TensorView(bucket_.data(), DType::i32, {max_distance_ + 1}));
   inputs.add("t5_max_distance", static_cast<int32_t>(max_distance_));
   inputs.add("t5_future_offset", bidirectional_ ? static_cast<int32_t>(table_.size(0) / 2) : 0);
 }

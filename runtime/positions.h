@@ -20,6 +20,8 @@ class BranchInputs {
   static constexpr int kCapacity = 24;
   // f32 or i32, last dimension contiguous, at most 4 dimensions. The memory must outlive the call of attend.
   void add(const char *name, const TensorView &tensor);
+  // The same for memory of the branch's own, on the host even where all of a call's tensors are on a GPU.
+  void add_own(const char *name, const TensorView &tensor);
   void add(const char *name, float value);
   void add(const char *name, int32_t value);
 
@@ -29,6 +31,7 @@ class BranchInputs {
     float f;
     int32_t i;
     bool is_int;
+    bool own;  // see add_own
   };
   int size() const { return size_; }
   const Item &operator[](int index) const { return items_[index]; }

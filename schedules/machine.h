@@ -19,6 +19,8 @@ struct Machine {
 // the same within noise.
 inline Machine machine(const Halide::Target &target) {
   using Halide::Target;
+  // A warp.
+  if (target.has_gpu_feature()) return {32, 32, 8, 1, false};
   if (target.has_feature(Target::AVX512_SapphireRapids)) return {16, 32, 12, 2, true};
   if (target.has_feature(Target::AVX512_Skylake)) return {16, 32, 12, 1, false};
   if (target.has_feature(Target::AVX2)) return {8, 16, 6, 1, false};

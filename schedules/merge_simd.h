@@ -8,10 +8,11 @@ namespace posattn::schedules {
 
 // The stages of generators/merge_generator.cpp, by the names that they have there.
 struct MergeFuncs {
-  Halide::Func maximum{"maximum"}, sum{"sum"}, weight{"weight"}, weighted{"weighted"};
+  Halide::Func split_lse{"split_lse"}, maximum{"maximum"}, sum{"sum"}, row_lse{"row_lse"}, weight{"weight"},
+      weighted{"weighted"};
   Halide::Func out, lse;
   struct {
-    Halide::Var d, query, head, batch;
+    Halide::Var d, split, query, head, batch;
   } vars;
   Halide::RDom splits;
   Halide::Expr whole_rows;  // the head dimension needs no padding

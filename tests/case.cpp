@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "runtime/error.h"
+#include "tests/device.h"
 
 namespace posattn::oracle {
 namespace {
@@ -302,14 +303,7 @@ void Case::hide_keys() {
 }
 
 void Case::attend() {
-  const size_t bytes = attend_workspace_size(args_);
-  // Who miscounts a workspace misses by more than a few bytes.
-  MemoryLayout layout;
-  layout.back = {1 << 18};
-  GuardedTensor workspace("workspace", DType::boolean, {static_cast<int64_t>(bytes)}, layout);
-  workspace.freeze();
-  posattn::attend(args_, workspace.view().data(), bytes);
-  const std::string wrong = workspace.damage(true);
+  const std::string wrong = attend_in_guarded_workspace(args_, GuardedTensor::kGuard);
   if (!wrong.empty()) fail(wrong);
 }
 

@@ -5,9 +5,11 @@
 #include <set>
 #include <sstream>
 
+#include "runtime/cuda/driver.h"
 #include "runtime/error.h"
 #include "runtime/kernel_registry.h"
 #include "runtime/kv_cache.h"
+#include "tests/device.h"
 
 namespace posattn::oracle {
 
@@ -19,18 +21,21 @@ namespace posattn::oracle {
 
 namespace {
 
-std::vector<std::string> usable_targets() {
-  std::vector<std::string> names;
-  for (const TargetInfo &target : targets()) {
-    if (target.cpu_has_it && target.linked) names.push_back(target.name);
+// Tests of a GPU are skipped where there is none.
+class Device : public ::testing::Environment {
+ public:
+  void SetUp() override {
+    if (!on_cuda()) return;
+    std::string why;
+    if (!cuda::find_driver(&why)) GTEST_SKIP() << why;
   }
-  return names;
-}
+};
+const auto *const environment = ::testing::AddGlobalTestEnvironment(new Device);
 
 // Empty, or what is wrong.
 std::string failure_on(Case &c, const std::string &target, AccuracyRule &rule) {
   try {
-    set_target(target);
+    set_device_target(target);
     c.clear_outputs();
     c.attend();
   } catch (const Error &error) {
@@ -46,13 +51,13 @@ std::string failure_on(Case &c, const std::string &target, AccuracyRule &rule) {
 
 ::testing::AssertionResult passes(Case &c) {
   AccuracyRule rule(c.args());
-  const std::vector<std::string> names = usable_targets();
+  const std::vector<std::string> names = device_targets();
   std::string failures = names.empty() ? "no target to test" : "";
   for (const std::string &name : names) {
     const std::string failure = failure_on(c, name, rule);
     if (!failure.empty()) failures += "\n  on " + name + ": " + failure;
   }
-  set_target("");
+  set_device_target("");
   if (failures.empty()) return ::testing::AssertionSuccess();
   return ::testing::AssertionFailure() << describe(c.spec()) << failures;
 }
@@ -83,7 +88,7 @@ Outputs outputs_of(AttendArgs args) {
   outputs.lse = Tensor(DType::f32, {b, h, tq});
   if (args.need_weights == Weights::heads) outputs.weights = Tensor(q.dtype(), {b, h, tq, tk});
   if (args.need_weights == Weights::mean) outputs.weights = Tensor(q.dtype(), {b, tq, tk});
-  attend(with_outputs(args, outputs));
+  attend_on_device(with_outputs(args, outputs));
   return outputs;
 }
 
@@ -124,14 +129,14 @@ Outputs outputs_of(AttendArgs args) {
 }
 
 void on_every_target(const std::function<void()> &body) {
-  const std::vector<std::string> names = usable_targets();
+  const std::vector<std::string> names = device_targets();
   EXPECT_FALSE(names.empty()) << "no target to test";
   for (const std::string &name : names) {
     SCOPED_TRACE("target " + name);
-    set_target(name);
+    set_device_target(name);
     body();
   }
-  set_target("");
+  set_device_target("");
 }
 
 std::vector<std::vector<std::string>> linked_branch_sets() {

@@ -9,8 +9,6 @@
 namespace posattn::oracle {
 namespace {
 
-constexpr size_t kGuard = 1024;
-
 int64_t offset_of(const TensorView &tensor, const std::vector<int64_t> &index) {
   int64_t offset = 0;
   for (int d = 0; d < tensor.rank(); ++d) offset += index[static_cast<size_t>(d)] * tensor.stride(d);

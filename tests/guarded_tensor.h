@@ -23,6 +23,7 @@ struct MemoryLayout {
 
 class GuardedTensor {
  public:
+  static constexpr size_t kGuard = 1024;  // bytes before and behind
   // All of the memory, sentinels and unused elements included, starts as a pattern that is NaN in every float
   // type.
   GuardedTensor(std::string name, DType type, const std::vector<int64_t> &shape,

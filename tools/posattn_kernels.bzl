@@ -11,6 +11,21 @@ TARGETS = {
     "sse41": "x86-64-linux-sse41",
 }
 
+# GPUs that kernels are compiled for, best first. The host's part of a kernel only launches it.
+_CUDA_HOST = "x86-64-linux-avx-f16c-sse41-user_context-"
+CUDA_TARGETS = {
+    # Hopper's tensor cores: machine code where the build has ptxas, which the CUDA toolkit brings, or else PTX.
+    "sm90a": _CUDA_HOST + "cuda-cuda_capability_80",
+    # Tensor cores of Ampere and later, PTX.
+    "sm80": _CUDA_HOST + "cuda-cuda_capability_80",
+    # CUDA cores alone, PTX for any card from compute capability 8.0: serves every case.
+    "simt": _CUDA_HOST + "cuda-cuda_capability_80",
+}
+
+# Those whose kernels multiply on tensor cores, in 16 bits: only attention of many queries.
+_TENSOR_TARGETS = ["sm90a", "sm80"]
+_TENSOR_PROGRAM = "attention_tensor"
+
 # The runtime checks every argument and provides Halide's own support code once for all kernels.
 _FEATURES = "-no_runtime-no_asserts-no_bounds_query"
 
@@ -26,13 +41,26 @@ TYPES = {
     "f16": "float16",
 }
 
-def _kind(program, generator = None, branches = None, head_dim = False, types = None, params = {}):
+def _kind(
+        program,
+        generator = None,
+        branches = None,
+        head_dim = False,
+        types = None,
+        params = {},
+        cpu = True,
+        cuda = None,
+        tensor = None):
+    """cpu: whether there are kernels of this kind for CPUs. cuda, tensor: parameters of those for GPUs without and with tensor cores, None if there are none."""
     return struct(
         branches = branches,
+        cpu = cpu,
+        cuda = cuda,
         generator = generator or program,
         head_dim = head_dim,
         params = params,
         program = program,
+        tensor = tensor,
         types = types,
     )
 
@@ -41,20 +69,50 @@ def _kind(program, generator = None, branches = None, head_dim = False, types = 
 # dimension, and the storage type (or one type for all).
 _KINDS = {
     # Attention over many queries, and over a few queries with the keys split.
-    "prefill": _kind("attention", branches = "sets", head_dim = True, params = {"decode": "false"}),
-    "decode": _kind("attention", branches = "sets", head_dim = True, params = {"decode": "true"}),
+    "prefill": _kind(
+        "attention",
+        branches = "sets",
+        cuda = {"key_form": "plain"},
+        head_dim = True,
+        params = {"decode": "false"},
+        tensor = {"compiled_terms": "all"},
+    ),
+    # The same on tensor cores for calls with nothing added to the scores, or only a tabulated bias.
+    "prefill_plain": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "plain"}),
+    "prefill_offsets": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "offsets"}),
+    "decode": _kind(
+        "attention",
+        branches = "sets",
+        cuda = {"key_form": "words"},
+        head_dim = True,
+        params = {"decode": "true"},
+    ),
     # Joins the split keys' partial results.
-    "merge": _kind("merge", head_dim = True),
+    "merge": _kind("merge", cuda = {}, head_dim = True),
     # Attention weights, when a caller asks for them.
-    "weights": _kind("weights", branches = "sets"),
+    "weights": _kind("weights", branches = "sets", cuda = {"key_form": "plain"}),
     # A branch as a table of one number an offset; for a branch that is not shift-invariant it only says so.
-    "offsets": _kind("offsets", branches = "singles", types = ["f32"]),
+    "offsets": _kind("offsets", branches = "singles", cuda = {}, types = ["f32"]),
     # Keys and values in the layout that the attention kernels read.
     "pack_keys": _kind("pack", generator = "pack_keys", head_dim = True),
     "pack_values": _kind("pack", generator = "pack_values", head_dim = True),
-    "rotary": _kind("rotary"),
+    "rotary": _kind("rotary", cuda = {}),
     "projection": _kind("projection"),
+    # What a CPU tabulates outside of kernels, from tensors on a GPU.
+    "key_mask": _kind("tables", cpu = False, cuda = {}, generator = "key_mask", types = ["f32"]),
+    "float_mask": _kind("tables", cpu = False, cuda = {}, generator = "float_mask", types = ["f32"]),
+    "keep_mask": _kind("tables", cpu = False, cuda = {}, generator = "keep_mask", types = ["f32"]),
+    "positions": _kind("tables", cpu = False, cuda = {}, generator = "positions", types = ["f32"]),
+    "rotation": _kind("tables", cpu = False, cuda = {}, generator = "rotation", types = ["f32"]),
 }
+
+def _has_kernels(kind, type, target):
+    if target in _TENSOR_TARGETS:
+        return _KINDS[kind].tensor != None and type != "f32"
+    return _KINDS[kind].cuda != None if target in CUDA_TARGETS else _KINDS[kind].cpu
+
+def _program(kind, target):
+    return _TENSOR_PROGRAM if target in _TENSOR_TARGETS else _KINDS[kind].program
 
 def _normal(branch_set):
     """'t5+alibi' -> 'alibi+t5', which is how the runtime looks a set up."""
@@ -71,7 +129,7 @@ def _manifest(kinds, branches, head_dims, types, targets):
         for head_dim in (head_dims if _KINDS[kind].head_dim else [0])
         for type in _KINDS[kind].types or types
         for target in targets
-        if _TARGET_TYPES.get(target, types[0]) in types and
+        if _has_kernels(kind, type, target) and _TARGET_TYPES.get(target, types[0]) in types and
            (_KINDS[kind].types or type == _TARGET_TYPES.get(target, type))
     ]
 
@@ -85,13 +143,18 @@ def _symbol(prefix, kernel):
 
 def _params(kernel):
     kind = _KINDS[kernel.kind]
-    params = dict(kind.params)
+    params = {} if kernel.target in _TENSOR_TARGETS else dict(kind.params)
     if kind.branches:
         params["branches"] = kernel.branches
     if kind.head_dim:
         params["head_dim"] = str(kernel.head_dim)
     if not kind.types:
         params["type"] = TYPES[kernel.type]
+    if kernel.target in _TENSOR_TARGETS:
+        params.update(kind.tensor)
+        params.update({"card": kernel.target, "key_form": "plain"})
+    elif kernel.target in CUDA_TARGETS:
+        params.update(kind.cuda)
     return params
 
 def _kernel_archives_impl(ctx):
@@ -112,10 +175,10 @@ def _kernel_archives_impl(ctx):
             ctx,
             archive = archive,
             function = symbol,
-            generator = kind.generator,
+            generator = _TENSOR_PROGRAM if kernel.target in _TENSOR_TARGETS else kind.generator,
             params = _params(kernel),
-            program = programs[kind.program],
-            target = TARGETS[kernel.target] + _FEATURES,
+            program = programs[_program(kernel.kind, kernel.target)],
+            target = (TARGETS.get(kernel.target) or CUDA_TARGETS[kernel.target]) + _FEATURES,
         )
         archives.append(archive)
         rows.append("\t".join([
@@ -181,16 +244,18 @@ def posattn_kernels(
         "alibi+relative", ...
       head_dims: sizes of a head. A smaller one is served by the next larger, padded.
       types: storage types: "f32", "bf16", "f16".
-      targets: names in TARGETS. "amx" has kernels of bf16 only.
+      targets: names in TARGETS, or in CUDA_TARGETS for kernels that run on GPUs. "amx" has kernels of bf16 only.
       kinds: kinds of kernels to leave out those that the program never calls; all by default.
       branch_deps: cc_library targets (alwayslink = True) that define more branches by posattn::RegisterBranch.
       prefix: of the kernels' C symbols; it must be unique in a program. Made of the package and name by default.
       **kwargs: passed on to cc_library, such as visibility.
     """
+    known_targets = dict(TARGETS)
+    known_targets.update(CUDA_TARGETS)
     for value, known, what in (
         [(kind, _KINDS, "kind") for kind in kinds] +
         [(type, TYPES, "type") for type in types] +
-        [(target, TARGETS, "target") for target in targets]
+        [(target, known_targets, "target") for target in targets]
     ):
         if value not in known:
             fail("{}: there is no {} '{}', only {}".format(name, what, value, ", ".join(known.keys())))
@@ -200,17 +265,22 @@ def posattn_kernels(
 
     # The library's own programs hold the built-in branches; the caller's branches need programs that hold them too.
     programs = {}
-    for kind in [_KINDS[name] for name in kinds]:
-        if branch_deps and kind.branches:
-            program = ":%s_%s_program" % (name, kind.program)
+    for kind, used in {
+        (kind, _program(kind, target)): None
+        for kind in kinds
+        for target in targets
+        if _has_kernels(kind, "any", target)
+    }.keys():
+        if branch_deps and _KINDS[kind].branches:
+            program = ":%s_%s_program" % (name, used)
             if program not in programs:
                 halide_program(
                     name = program[1:],
-                    deps = [Label("//generators:" + kind.program)] + branch_deps,
+                    deps = [Label("//generators:" + used)] + branch_deps,
                 )
         else:
-            program = str(Label("//generators:%s_program" % kind.program))
-        programs[program] = kind.program
+            program = str(Label("//generators:%s_program" % used))
+        programs[program] = used
 
     _kernel_archives(
         name = name + "_registry",
@@ -233,7 +303,9 @@ def posattn_kernels(
         name = name + "_objects",
         srcs = [name + "_archives"],
         linkstatic = True,
-        deps = [Label("//kernels:halide_runtime")],
+        deps = [Label("//kernels:halide_runtime")] + (
+            [Label("//runtime/cuda:launch")] if [target for target in targets if target in CUDA_TARGETS] else []
+        ),
     )
     cc_library(
         name = name,

@@ -1,0 +1,258 @@
+#include "runtime/cuda/attend_plan.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace posattn::cuda {
+namespace {
+
+constexpr int64_t kMostDecodeRows = 8;
+// Keys are split until there are about so many blocks of threads: a few for every multiprocessor of a large
+// GPU. A fixed number, so that results do not depend on the GPU's size.
+constexpr int64_t kDecodeBlocks = 528;
+constexpr int64_t kDecodeKeyBlock = 128;
+constexpr int64_t kMostSplits = 1024;  // the merge kernel's
+// Elements of masks that are converted at a time, and the fewest queries for which that is worth a call.
+constexpr int64_t kMaskChunkElements = int64_t{1} << 24;
+constexpr int64_t kFewestChunkQueries = 64;
+// Blocks of 16 queries, of which a launch takes 65535.
+constexpr int64_t kMostChunkQueries = int64_t{1} << 19;
+constexpr int64_t kKeyTile = 32;  // kernels read key biases and offsets in these
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t product(std::initializer_list<int64_t> factors) {
+  int64_t result = 1;
+  for (int64_t factor : factors) result = checked_product(result, factor, "workspace");
+  return result;
+}
+
+class Finder {
+ public:
+  Finder(const AttendArgs &args, const AttendProblem &problem, const TargetList &targets,
+         KernelQuery &missing)
+      : args_(args), problem_(problem), targets_(targets), missing_(missing) {}
+
+  bool find(bool tabulated, bool aligned, Kernels &out) {
+    out = Kernels();
+    out.tabulated = tabulated;
+    const BranchSet none, &branches = tabulated ? none : problem_.branches;
+    const AttendShape &shape = problem_.shape;
+
+    KernelQuery query = any("decode");
+    query.branches = branches;
+    query.head_dim = std::max(shape.head_dim, shape.value_dim);
+    if (aligned && shape.queries * problem_.group <= kMostDecodeRows) {
+      out.attention = look(query);
+      if (out.attention) {
+        KernelQuery merge = any("merge");
+        merge.head_dim = shape.value_dim;
+        out.merge = look(merge);
+      }
+      out.decode = out.attention && out.merge;
+    }
+    if (!out.decode) {
+      query.kind = "prefill";
+      if (!(out.attention = found(query))) return false;
+    }
+    if (args_.rope && (!(out.rotary = found(any("rotary"))) || !(out.rotation = helper("rotation"))))
+      return false;
+    if (args_.need_weights != Weights::none) {
+      KernelQuery weights = any("weights");
+      weights.branches = branches;
+      if (!(out.weights = found(weights))) return false;
+    }
+    if (!(out.positions = helper("positions")) || !(out.key_mask = helper("key_mask")) ||
+        !(out.float_mask = helper("float_mask")) || !(out.keep_mask = helper("keep_mask"))) {
+      return false;
+    }
+    for (int i = 0; tabulated && i < problem_.branches.size; ++i) {
+      KernelQuery offsets = any("offsets");
+      offsets.type = DType::f32;
+      offsets.branches.add(problem_.branches.names[i]);
+      out.offsets[i] = found(offsets);
+      // A table of one branch holds nothing but that branch.
+      if (!out.offsets[i] || out.offsets[i]->find("unavailable") >= 0 ||
+          std::strcmp(out.offsets[i]->info->branches, problem_.branches.names[i]) != 0) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  KernelQuery any(const char *kind) const {
+    KernelQuery query;
+    query.kind = kind;
+    query.type = problem_.type;
+    return query;
+  }
+  // Of the best target that has one.
+  const Kernel *look(KernelQuery &query) const {
+    for (int i = 0; i < targets_.size; ++i) {
+      query.target = targets_.targets[i];
+      if (const Kernel *kernel = find_kernel(query)) return kernel;
+    }
+    return nullptr;
+  }
+  const Kernel *found(KernelQuery query) {
+    const Kernel *kernel = look(query);
+    if (!kernel && !missing_.kind) missing_ = query;
+    return kernel;
+  }
+  const Kernel *helper(const char *kind) {
+    KernelQuery query = any(kind);
+    query.type = DType::f32;
+    return found(query);
+  }
+
+  const AttendArgs &args_;
+  const AttendProblem &problem_;
+  const TargetList &targets_;
+  KernelQuery &missing_;
+};
+
+Mask float_mask(const TensorView &view) {
+  Mask mask;
+  if (view.empty()) return mask;
+  mask.given = true;
+  mask.view = mask_with_four_dims(view);
+  for (int d = 0; d < 4; ++d) mask.size[d] = mask.view.size(d);
+  const bool contiguous_keys = mask.size[3] == 1 || mask.view.stride(3) == 1;
+  mask.convert = mask.view.dtype() != DType::f32 || !contiguous_keys;
+  return mask;
+}
+
+Mask keep_mask(const TensorView &keep, const TensorView &block) {
+  Mask mask;
+  for (const TensorView *view : {&keep, &block}) {
+    if (view->empty()) continue;
+    mask.given = true;
+    TensorView &here = view == &keep ? mask.view : mask.block;
+    here = mask_with_four_dims(*view);
+    for (int d = 0; d < 4; ++d) mask.size[d] = std::max(mask.size[d], here.size(d));
+    mask.convert |= here.size(3) > 1 && here.stride(3) != 1;
+  }
+  mask.convert |= !keep.empty() && !block.empty();
+  return mask;
+}
+
+void plan_masks(const AttendArgs &args, const AttendShape &shape, Plan &plan, Workspace &workspace) {
+  plan.keep = keep_mask(args.keep_mask, args.block_mask);
+  plan.add = float_mask(args.add_mask);
+  plan.dense = float_mask(args.dense_bias);
+  Mask *const masks[] = {&plan.keep, &plan.add, &plan.dense};
+  int64_t per_query = 0;
+  for (const Mask *mask : masks) {
+    if (mask->convert && mask->size[2] > 1) per_query = std::max(per_query, mask->elements(1));
+  }
+  plan.chunk = std::min(shape.queries, kMostChunkQueries);
+  if (per_query > 0) {
+    plan.chunk = std::min(plan.chunk, std::max(kFewestChunkQueries, kMaskChunkElements / per_query));
+  }
+  for (Mask *mask : masks) {
+    if (!mask->convert) continue;
+    const int64_t rows = mask->size[2] == 1 ? 1 : plan.chunk;
+    const int64_t bytes = mask == &plan.keep ? 1 : int64_t{sizeof(float)};
+    mask->copy = workspace.take_bytes(product({mask->size[0], mask->size[1], rows, mask->size[3], bytes}));
+  }
+}
+
+}  // namespace
+
+bool varies_by_batch(const TensorView &view) { return view.rank() == 2 && view.size(0) > 1; }
+
+bool default_positions(const AttendArgs &args) {
+  return args.q_positions.empty() && args.k_positions.empty() && args.q_position_mask.empty() &&
+         args.k_position_mask.empty();
+}
+
+bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability, bool aligned,
+                  Kernels &kernels, KernelQuery &missing) {
+  missing = KernelQuery();
+  const TargetList targets = usable_cuda_targets(capability);
+  Finder finder(args, problem, targets, missing);
+  const bool branches = problem.branches.size > 0;
+  // Positions on the GPU are not looked at, so only those that are not given are known to be consecutive. A
+  // softcap comes between a product and its bias.
+  const bool can_tabulate = branches && default_positions(args) && args.softcap == 0;
+  // A table pays where many queries share it.
+  const bool prefer_table = can_tabulate && problem.shape.queries > kMostDecodeRows;
+  return finder.find(prefer_table, aligned, kernels) ||
+         (can_tabulate && finder.find(!prefer_table, aligned, kernels)) ||
+         (prefer_table && finder.find(false, aligned, kernels));
+}
+
+Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kernels &kernels,
+               const BranchInputs &inputs, Workspace &workspace) {
+  const AttendShape &shape = problem.shape;
+  const int64_t B = shape.batch, Hq = shape.query_heads, Hkv = shape.kv_heads;
+  Plan plan{};
+  plan.kernels = kernels;
+  plan.row_heads = kernels.decode ? problem.group : 1;
+  plan.splits = 1;
+  plan.split_blocks = int64_t{1} << 24;
+  if (kernels.decode) {
+    const int64_t block = kernels.attention->estimate("split_blocks", 0, kDecodeKeyBlock);
+    const int64_t blocks = ceil_div(shape.keys, block);
+    const int64_t wanted = std::clamp<int64_t>(kDecodeBlocks / (B * Hkv), 1, std::min(blocks, kMostSplits));
+    plan.split_blocks = ceil_div(blocks, wanted);
+    plan.splits = ceil_div(blocks, plan.split_blocks);
+  }
+
+  plan.num_zeros = std::max<int64_t>(Hq, 64);
+  plan.zeros = workspace.take<float>(plan.num_zeros);
+  plan.key_stride = ceil_div(shape.keys, kKeyTile) * kKeyTile;
+  if (has_key_bias(args)) {
+    plan.key_masks_per_batch = varies_by_batch(args.key_keep_mask) || varies_by_batch(args.key_block_mask) ||
+                               varies_by_batch(args.key_add_mask);
+    const int64_t count = product({plan.key_stride, plan.key_masks_per_batch ? B : 1});
+    plan.key_bias = workspace.take<float>(count);
+    plan.visible = workspace.take<uint8_t>(count);
+  }
+  plan_masks(args, shape, plan, workspace);
+
+  const bool q_varies = varies_by_batch(args.q_positions) || varies_by_batch(args.q_position_mask);
+  const bool k_varies = varies_by_batch(args.k_positions) || varies_by_batch(args.k_position_mask);
+  if (problem.branches.size > 0 && !default_positions(args)) {
+    plan.q_position_batches = q_varies ? B : 1;
+    plan.k_position_batches = k_varies ? B : 1;
+    plan.q_positions = workspace.take<float>(product({2, shape.queries, plan.q_position_batches}));
+    plan.k_positions = workspace.take<float>(product({2, shape.keys, plan.k_position_batches}));
+  }
+  for (int i = 0; i < inputs.size(); ++i) {
+    const BranchInputs::Item &item = inputs[i];
+    if (item.own)
+      plan.own[i] = workspace.take_bytes(item.tensor.num_elements() * size_of(item.tensor.dtype()));
+  }
+  if (kernels.tabulated) {
+    plan.num_offsets = shape.queries + shape.keys - 1;
+    plan.offsets_stride = plan.num_offsets + kKeyTile;  // kernels read whole tiles of keys
+    const int64_t count = product({plan.offsets_stride, Hq});
+    plan.offsets = workspace.take<float>(count);
+    if (problem.branches.size > 1) plan.other_offsets = workspace.take<float>(count);
+    plan.no_offsets = workspace.take<float>(plan.offsets_stride);
+  }
+  if (args.rope) {
+    const auto take = [&](int64_t heads, int64_t tokens, bool varies) {
+      Rotation rotation;
+      rotation.batches = varies ? B : 1;
+      rotation.tables =
+          workspace.take<float>(product({2, args.rope->inv_freq.size(0), tokens, rotation.batches}));
+      rotation.rotated =
+          workspace.take_bytes(product({B, heads, tokens, shape.head_dim, size_of(problem.type)}));
+      return rotation;
+    };
+    plan.q_rotation = take(Hq, shape.queries, q_varies);
+    plan.k_rotation = take(Hkv, shape.keys, k_varies);
+  }
+  if (kernels.decode) {
+    const int64_t rows = product({B, Hkv, plan.splits, shape.queries, plan.row_heads});
+    plan.partial_lse = workspace.take<float>(rows);
+    plan.partial_out = workspace.take<float>(product({rows, shape.value_dim}));
+  }
+  if (args.lse.empty()) plan.lse = workspace.take<float>(product({B, Hq, shape.queries}));
+  return plan;
+}
+
+}  // namespace posattn::cuda

@@ -1,0 +1,64 @@
+// Which kernels a call of attend() on a GPU uses, and where in the workspace everything lies.
+#pragma once
+
+#include "runtime/attend_masks.h"
+#include "runtime/attend_problem.h"
+#include "runtime/workspace.h"
+
+namespace posattn::cuda {
+
+struct Kernels {
+  bool decode = false;     // few rows: the keys are split, and merged
+  bool tabulated = false;  // branches as a table of offsets, for a kernel without branches
+  const Kernel *attention = nullptr, *merge = nullptr, *weights = nullptr;
+  const Kernel *rotary = nullptr, *rotation = nullptr, *positions = nullptr;
+  const Kernel *key_mask = nullptr, *float_mask = nullptr, *keep_mask = nullptr;
+  const Kernel *offsets[BranchSet::kCapacity] = {};
+};
+
+// A mask of (B, Hq, Tq, Tk) as the kernels read it: as it is, or converted some queries at a time.
+struct Mask {
+  TensorView view, block;  // block: of a keep mask, beside it or in place of it
+  int64_t size[4] = {1, 1, 1, 1};
+  bool given = false, convert = false;
+  void *copy = nullptr;
+  int64_t elements(int64_t queries) const {
+    return size[0] * size[1] * (size[2] == 1 ? 1 : queries) * size[3];
+  }
+};
+
+struct Rotation {
+  int64_t batches = 1;
+  float *tables = nullptr;  // cosines, then sines: (pair, token, batch)
+  void *rotated = nullptr;  // (d, token, head, batch), dense
+};
+
+struct Plan {
+  Kernels kernels;
+  int64_t row_heads, splits, split_blocks, chunk;  // chunk: queries at a time
+  bool key_masks_per_batch = false;
+  float *key_bias = nullptr;  // (key, batch), key_stride a row
+  uint8_t *visible = nullptr;
+  int64_t key_stride = 0;
+  int64_t q_position_batches = 1, k_position_batches = 1;
+  float *q_positions = nullptr, *k_positions = nullptr;  // (token, batch, high or low)
+  float *zeros = nullptr;
+  int64_t num_zeros = 0;
+  float *offsets = nullptr, *other_offsets = nullptr, *no_offsets = nullptr;
+  int64_t num_offsets = 0, offsets_stride = 0;
+  void *own[BranchInputs::kCapacity] = {};  // branches' own memory, by their place among the inputs
+  Mask keep, add, dense;
+  Rotation q_rotation, k_rotation;
+  float *partial_out = nullptr, *partial_lse = nullptr, *lse = nullptr;
+};
+
+// words: query, key and value are aligned as the decode kernel needs it.
+bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability, bool aligned,
+                  Kernels &kernels, KernelQuery &missing);
+Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kernels &kernels,
+               const BranchInputs &inputs, Workspace &workspace);
+
+bool varies_by_batch(const TensorView &view);
+bool default_positions(const AttendArgs &args);
+
+}  // namespace posattn::cuda

@@ -1,0 +1,269 @@
+#include "schedules/attention_cuda.h"
+
+namespace posattn::schedules {
+
+using namespace Halide;
+
+namespace {
+
+constexpr int kWarp = 32;
+
+}  // namespace
+
+AttentionTiles attention_tiles_cuda(int head_dim, int bytes, bool decode) {
+  // Shared memory stays below the 99 KB that a block of threads may have on the smallest cards.
+  if (!decode) {
+    const int rows = head_dim <= 64 ? 64 : head_dim <= 128 ? 32 : 16;
+    return {head_dim, rows, rows, head_dim <= 64 ? 64 : 32, 8, 0, 0};
+  }
+  // A block of keys has about 32 KB: what is in flight from memory at a time.
+  const int keys = head_dim * bytes <= 256 ? 128 : head_dim * bytes <= 512 ? 64 : 32;
+  return {head_dim, 8, 8, keys, 2, 0, 0};
+}
+
+void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, const CudaForm &form) {
+  const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
+  const int D = tiles.head_dim, key_tiles = tiles.key_block / kWarp, query_block = tiles.query_block;
+  const int warps = form.decode ? key_tiles : query_block / tiles.rows;
+  Var ob("ob"), oi("oi"), heads("heads"), parts("parts"), dx("dx"), dv("dv"), warp("warp"), ri("ri"),
+      ro("ro");
+  Var lane_in("lane_in"), lane_out("lane_out");
+
+  // A block of threads has one block of rows of one head.
+  const auto into_blocks = [&, &row = row, &split = split, &head = head, &batch = batch](Func g) {
+    g.split(row, ob, oi, query_block, TailStrategy::GuardWithIf)
+        .fuse(head, batch, heads)
+        .fuse(ob, split, parts)
+        .gpu_blocks(heads, parts);
+  };
+  // Rows in a block of threads: a warp has the same ones throughout.
+  const auto rows_to_warps = [&, &row = row](Stage stage) {
+    if (form.decode) {
+      stage.split(row, ri, warp, warps, TailStrategy::GuardWithIf);
+    } else {
+      stage.split(row, warp, ri, tiles.rows);
+    }
+  };
+
+  into_blocks(f.out);
+  f.out.split(d, dv, dx, kWarp, TailStrategy::GuardWithIf);
+  if (form.decode) {
+    f.out.split(oi, ri, warp, warps, TailStrategy::GuardWithIf);
+  } else {
+    f.out.split(oi, warp, ri, tiles.rows);
+  }
+  f.out.reorder(dv, ri, dx, warp, heads, parts).gpu_threads(dx, warp);
+  into_blocks(f.lse);
+  f.lse.split(oi, ro, ri, kWarp, TailStrategy::GuardWithIf)
+      .reorder(ro, ri, heads, parts)
+      .gpu_threads(ri)
+      .compute_with(f.out, heads);
+
+  // A block of threads has one of all but rows, which Halide cannot see through the fused loops.
+  const auto bounded_to_one = [&, block = block, split = split, row_block = row_block, head = head,
+                               batch = batch](Func g) {
+    for (const Var &v : g.args()) {
+      for (const Var &one : {block, split, row_block, head, batch}) {
+        if (v.same_as(one)) g.bound_extent(v, 1);
+      }
+    }
+  };
+  const auto bounded = [&, row = row](Func g) {
+    bounded_to_one(g);
+    for (const Var &v : g.args()) {
+      if (v.same_as(row)) g.bound_storage(row, query_block);
+      if (v.same_as(row) && !form.decode) g.bound_extent(row, query_block);
+    }
+  };
+
+  const LoopLevel per_task(f.out, heads);
+
+  f.query.compute_at(per_task).bound_extent(d, D).split(d, dv, dx, kWarp);
+  bounded(f.query);
+  rows_to_warps(f.query);
+  f.query.reorder(dv, ri, dx, warp).gpu_threads(dx, warp);
+
+  f.state.compute_at(per_task).bound_extent(x, kWarp);
+  bounded(f.state);
+  rows_to_warps(f.state);
+  f.state.reorder(ri, x, warp).gpu_threads(x, warp);
+  rows_to_warps(f.state.update());
+  f.state.update().reorder(ri, x, warp, f.rb.x).gpu_threads(x, warp);
+  const LoopLevel per_block(f.state, f.rb.x);
+
+  // Keys and values in shared memory.
+  const int places = D / form.per_word;
+  const auto stage = [&, &d = d, &lane = lane, &tile = tile](Func g, int padding) {
+    g.compute_at(per_block).bound_extent(d, places).bound_extent(lane, kWarp).bound_extent(tile, key_tiles);
+    g.bound_storage(d, places + padding);
+    bounded(g);
+    if (form.decode) {
+      Var wi("wi"), wo("wo"), key("key"), ki("ki"), t("t"), ty("ty"), word("word");
+      // 16 bytes a thread.
+      g.split(d, wo, wi, 4).vectorize(wi).fuse(lane, tile, key).fuse(wo, key, word);
+      g.split(word, ki, t, kWarp * warps).split(t, ty, t, kWarp);
+      g.reorder(wi, ki, t, ty).unroll(ki).gpu_threads(t, ty);
+    } else {
+      g.split(lane, lane_out, lane_in, kWarp / warps)
+          .split(d, dv, dx, kWarp)
+          .reorder(dv, lane_in, tile, dx, lane_out)
+          .unroll(dv)
+          .unroll(lane_in)
+          .gpu_threads(dx, lane_out);
+    }
+  };
+  stage(f.key, 4);
+
+  f.score.compute_at(per_block).bound_extent(lane, kWarp).bound_extent(tile, key_tiles);
+  bounded(f.score);
+  Stage scores = f.score.update(0);
+  f.product.compute_at(f.score, lane).bound_extent(tile, form.decode ? 1 : key_tiles);
+  if (form.decode) {
+    scores.split(row, ro, ri, tiles.rows, TailStrategy::RoundUp)
+        .reorder(ri, ro, lane, f.tiles)
+        .unroll(ri)
+        .gpu_threads(lane, f.tiles);
+    f.product.compute_at(f.score, ro);
+  } else {
+    rows_to_warps(scores);
+    scores.reorder(f.tiles, ri, lane, warp).unroll(f.tiles).unroll(ri).gpu_threads(lane, warp);
+  }
+  f.product.bound_extent(row, tiles.rows).unroll(tile).unroll(row);
+  RVar d_out("d_out"), d_in("d_in");
+  f.product.update()
+      .split(f.rd.x, d_out, d_in, 4 * form.per_word)
+      .reorder(tile, row, d_in, d_out)
+      .unroll(tile)
+      .unroll(row)
+      .unroll(d_in);
+  // Loads of 16 bytes; rows of keys are padded by as much, so that those of neighbouring lanes never collide.
+  Func key_registers = f.key.in(f.product), query_registers = f.query.in(f.product);
+  key_registers.compute_at(f.product, d_out).vectorize(d, 4).unroll(tile);
+  query_registers.compute_at(f.product, d_out).vectorize(d, 4).unroll(d).unroll(row);
+  for (Func g : {f.product, key_registers, query_registers}) bounded_to_one(g);
+  for (size_t i = 0; i < f.passes.size(); i++) {
+    Stage pass = f.score.update(int(i) + 1);
+    if (form.decode) {
+      pass.reorder(row, lane, f.passes[i]).gpu_threads(lane, f.passes[i]);
+    } else {
+      rows_to_warps(pass);
+      pass.reorder(f.passes[i], ri, lane, warp).gpu_threads(lane, warp);
+    }
+  }
+
+  // Each lane's maximum, then one thread a row.
+  Func by_lane = f.maximum_tree[0], lanes_shared = by_lane.in(f.maximum_tree[1]);
+  lanes_shared.compute_at(per_block).bound_extent(x, kWarp).bound_storage(x, kWarp + 1);
+  bounded(lanes_shared);
+  rows_to_warps(lanes_shared);
+  lanes_shared.reorder(ri, x, warp).gpu_threads(x, warp);
+  by_lane.compute_at(lanes_shared, ri);
+  bounded_to_one(by_lane);
+  by_lane.update().unroll(f.rk.y);
+
+  f.maximum.compute_at(per_block);
+  bounded(f.maximum);
+  f.maximum.split(row, ro, ri, kWarp, TailStrategy::GuardWithIf).reorder(ro, ri).gpu_threads(ri);
+  int width = kWarp;
+  for (Func g : f.maximum_tree) {
+    if (width < kWarp) g.compute_at(f.maximum, ro).bound_extent(x, width).unroll(x);
+    bounded_to_one(g);
+    width /= 2;
+  }
+
+  f.weight.compute_at(per_block).bound_extent(lane, kWarp).bound_extent(tile, key_tiles);
+  bounded(f.weight);
+  Stage weights = f.weight.update();
+  if (form.decode) {
+    weights.reorder(row, lane, f.tiles).gpu_threads(lane, f.tiles);
+  } else {
+    rows_to_warps(weights);
+    weights.reorder(f.tiles, ri, lane, warp).gpu_threads(lane, warp);
+  }
+
+  // Where few rows share a value, it comes from memory directly.
+  if (!form.decode) stage(f.value, 0);
+
+  f.sum.compute_at(f.state, ri);
+  bounded_to_one(f.sum);
+  f.sum.update().unroll(f.rk.y);
+
+  // Of the weighted values a lane has neighbouring channels, and loads weights four at a time.
+  const int channels = D / kWarp;
+  const auto weigh = [&, &row = row, &d = d, &lane = lane](Func sums, Func consumer) {
+    consumer.split(d, dx, dv, channels);
+    sums.compute_at(consumer, ro)
+        .bound_extent(row, tiles.rows)
+        .bound_extent(d, channels)
+        .unroll(d)
+        .unroll(row);
+    RVar k_out("k_out"), k_in("k_in");
+    // Decoding keeps as many loads of values in flight as registers allow.
+    const int together = form.decode ? 16 : 4;
+    sums.update().split(f.rv.x, k_out, k_in, together).unroll(d).unroll(row).unroll(k_in);
+    if (form.decode) {
+      sums.update().reorder(d, row, k_in, k_out);
+    } else {
+      sums.update().reorder(d, row, k_in, k_out, f.rv.y);
+    }
+    if (form.decode && channels % (2 * form.per_word) == 0) {
+      Func value_registers = f.value.in(sums);
+      value_registers.compute_at(sums, k_out)
+          .bound_extent(d, channels / form.per_word)
+          .bound_extent(lane, together)
+          .bound_extent(tile, 1)
+          .vectorize(d, channels / form.per_word)
+          .unroll(lane);
+      bounded_to_one(value_registers);
+    }
+    Func weight_registers = f.weight.in(sums);
+    weight_registers.compute_at(sums, k_out)
+        .bound_extent(lane, together)
+        .bound_extent(tile, 1)
+        .vectorize(lane, 4)
+        .unroll(lane)
+        .unroll(row);
+    bounded_to_one(sums), bounded_to_one(weight_registers);
+  };
+  f.block_output.compute_at(per_block).bound_extent(d, D);
+  bounded(f.block_output);
+  if (form.decode) {
+    // Each warp sums over its tile of the keys, then all sum over warps.
+    Var u("u");
+    Func by_warp = f.weighted.update().rfactor(f.rv.y, u), shared = by_warp.in(f.weighted);
+    shared.compute_at(per_block).bound_extent(d, D).bound_extent(u, key_tiles);
+    bounded(shared);
+    weigh(by_warp, shared);
+    shared.split(row, ro, ri, tiles.rows, TailStrategy::RoundUp)
+        .reorder(dv, ri, ro, dx, u)
+        .unroll(dv)
+        .unroll(ri)
+        .gpu_threads(dx, u);
+    f.block_output.split(d, dv, dx, kWarp);
+    rows_to_warps(f.block_output);
+    f.block_output.reorder(ri, dv, dx, warp).gpu_threads(dx, warp);
+    f.weighted.compute_at(f.block_output, ri);
+    bounded_to_one(f.weighted);
+    f.weighted.update().unroll(f.rv.y);
+  } else {
+    weigh(f.weighted, f.block_output);
+    f.block_output.split(row, warp, row, tiles.rows)
+        .split(row, ro, ri, tiles.rows)
+        .reorder(dv, ri, ro, dx, warp)
+        .unroll(dv)
+        .unroll(ri)
+        .gpu_threads(dx, warp);
+  }
+
+  for (Func g : {f.total, f.inverse, f.row_lse}) {
+    g.compute_at(per_task);
+    bounded(g);
+    g.split(row, ro, ri, kWarp, TailStrategy::GuardWithIf).reorder(ro, ri).gpu_threads(ri);
+  }
+  f.total.update()
+      .split(row, ro, ri, kWarp, TailStrategy::GuardWithIf)
+      .reorder(f.rx.x, ro, ri)
+      .gpu_threads(ri);
+}
+
+}  // namespace posattn::schedules
