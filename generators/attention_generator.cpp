@@ -86,22 +86,34 @@ class Attention : public ScoreGenerator<Attention> {
     };
 
     // Products, scaled only when they are sums: nothing is rounded before. Then all that is added to them.
-    const Expr first_tile = block * tiling.tiles;
-    const auto key_channel = [&](const Expr &i) -> Expr {
-      if (is_packed()) return packing().key(*keys_, lane, i, first_tile + tile, kv_head_of(head), batch);
-      f.key(d, lane, tile, block, head, batch) =
-          stored_key(d, tiling.key(lane, tile, block), kv_head_of(head), batch);
-      return element([&](const Expr &e) { return f.key(e, lane, tile, block, head, batch); }, i);
-    };
-    f.rd = RDom(0, D, "rd");
-    f.product(lane, tile, row, block, row_block, head, batch) = 0.f;
-    f.product(lane, tile, row, block, row_block, head, batch) +=
-        load_float(f.query(f.rd, row, row_block, head, batch), get_target()) * key_channel(f.rd);
     f.tiles = RDom(0, tiling.tiles, "tiles");
     f.tiles.where(f.tiles < tiles_in(block));
-    f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
-    f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
-        f.product(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
+    const Expr first_tile = block * tiling.tiles;
+    const auto key_channel = [&](const Expr &i, const Expr &t) -> Expr {
+      if (is_packed()) return packing().key(*keys_, lane, i, first_tile + t, kv_head_of(head), batch);
+      f.key(d, lane, tile, block, head, batch) =
+          stored_key(d, tiling.key(lane, tile, block), kv_head_of(head), batch);
+      return element([&](const Expr &e) { return f.key(e, lane, t, block, head, batch); }, i);
+    };
+    const auto product_at = [&](const Expr &i, const Expr &t) {
+      return load_float(f.query(i, row, row_block, head, batch), get_target()) * key_channel(i, t);
+    };
+    if (f.on_tiles) {
+      // Scaled in place: products of a whole block go through the tiles one after the other.
+      f.rd = RDom(0, D, 0, tiling.tiles, "rd");
+      f.rd.where(f.rd.y < tiles_in(block));
+      f.score(lane, tile, row, block, row_block, head, batch) = 0.f;
+      f.score(lane, f.rd.y, row, block, row_block, head, batch) += product_at(f.rd.x, f.rd.y);
+      f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
+          f.score(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
+    } else {
+      f.rd = RDom(0, D, "rd");
+      f.product(lane, tile, row, block, row_block, head, batch) = 0.f;
+      f.product(lane, tile, row, block, row_block, head, batch) += product_at(f.rd.x, tile);
+      f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
+      f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
+          f.product(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
+    }
     const Expr computed_end = block * tiling.keys() + tiles_in(block) * tiling.lanes;
     const Expr some_out_of_range = range[1] > block * tiling.keys() || range[2] < computed_end;
     f.edge_tiles(block, row_block, batch) = select(some_out_of_range, tiles_in(block), 0);
@@ -117,15 +129,28 @@ class Attention : public ScoreGenerator<Attention> {
         max(by_lane(x, row, block, row_block, head, batch),
             f.score(f.rk.x * lanes + x, f.rk.y, row, block, row_block, head, batch));
     f.maximum_tree.push_back(by_lane);
-    // Halving tree: a horizontal maximum would become a chain of scalar comparisons.
-    for (int width = lanes / 2; width >= 1; width /= 2) {
-      Func half("maximum_" + std::to_string(width)), &whole = f.maximum_tree.back();
-      half(x, row, block, row_block, head, batch) = max(whole(x, row, block, row_block, head, batch),
-                                                        whole(x + width, row, block, row_block, head, batch));
-      f.maximum_tree.push_back(half);
+    if (f.on_tiles) {
+      // As integers in the same order, of which there is a horizontal maximum.
+      const auto ordered = [](const Expr &bits) { return bits ^ ((bits >> 31) & 0x7fffffff); };
+      f.ry = RDom(0, lanes, "ry");
+      f.ordered(row, block, row_block, head, batch) = INT32_MIN;
+      f.ordered(row, block, row_block, head, batch) =
+          max(f.ordered(row, block, row_block, head, batch),
+              ordered(reinterpret<int32_t>(by_lane(f.ry, row, block, row_block, head, batch))));
+      f.maximum(row, block, row_block, head, batch) =
+          reinterpret<float>(ordered(f.ordered(row, block, row_block, head, batch)));
+    } else {
+      // Halving tree: a horizontal maximum would become a chain of scalar comparisons.
+      for (int width = lanes / 2; width >= 1; width /= 2) {
+        Func half("maximum_" + std::to_string(width)), &whole = f.maximum_tree.back();
+        half(x, row, block, row_block, head, batch) =
+            max(whole(x, row, block, row_block, head, batch),
+                whole(x + width, row, block, row_block, head, batch));
+        f.maximum_tree.push_back(half);
+      }
+      f.maximum(row, block, row_block, head, batch) =
+          f.maximum_tree.back()(0, row, block, row_block, head, batch);
     }
-    f.maximum(row, block, row_block, head, batch) =
-        f.maximum_tree.back()(0, row, block, row_block, head, batch);
     const auto weight_of = [&](const Expr &in_tile) {
       return exp_nonpositive(f.score(in_tile, f.tiles, row, block, row_block, head, batch) -
                              f.maximum(row, block, row_block, head, batch));

@@ -48,11 +48,11 @@ class Packing {
     using namespace Halide;
     return reinterpret<int32_t>(cast<uint32_t>(low) | (cast<uint32_t>(high) << 16));
   }
-  // Two numbers that are not negative, rounded to bfloat16. Halves go up, which is an operation instead of
-  // four; a NaN stays one.
+  // Two numbers that are not negative, rounded to bfloat16. Halves go down, which is an operation instead of
+  // four (and where they went up, Halide would find a rounding shift that x86 does not have); a NaN stays one.
   static Halide::Expr rounded_word(const Halide::Expr &low, const Halide::Expr &high) {
     using namespace Halide;
-    const auto rounded = [](const Expr &x) { return reinterpret<uint32_t>(x) + 0x8000; };
+    const auto rounded = [](const Expr &x) { return reinterpret<uint32_t>(x) + 0x7fff; };
     return reinterpret<int32_t>((rounded(low) >> 16) | (rounded(high) & Expr(0xffff0000u)));
   }
 

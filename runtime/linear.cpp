@@ -9,11 +9,11 @@
 namespace posattn {
 
 // As the projection kernel reads it: panels of `width` output features, (lane, k, panel), k padded with zeros
-// to what the kernel sums at a time.
+// to what the kernel sums at a time. Where the kernel takes words of `pairs` = 2 numbers, k and k + 1 share one.
 struct Linear::Packed {
   const Kernel *kernel;
   DType type;
-  int64_t width, depth;  // depth: the padded number of inputs
+  int64_t width, depth, pairs;  // depth: the padded number of inputs
   Tensor weights;        // (panels, depth, width)
   Tensor bias;           // (panels * width)
 };
@@ -43,11 +43,16 @@ const Kernel &projection_kernel(DType type) {
 }
 
 template <typename T>
-void pack(const T *rows, int64_t out, int64_t in, int64_t width, int64_t depth, T *packed) {
+void pack(const T *rows, int64_t out, int64_t in, int64_t width, int64_t depth, int64_t pairs, T *packed) {
   for (int64_t n = 0; n < out; ++n) {
-    T *column = packed + (n / width) * depth * width + n % width;
-    for (int64_t k = 0; k < in; ++k) column[k * width] = rows[n * in + k];
+    T *column = packed + (n / width) * depth * width + n % width * pairs;
+    for (int64_t k = 0; k < in; ++k) column[k / pairs * pairs * width + k % pairs] = rows[n * in + k];
   }
+}
+
+bool takes_words(const Kernel &projection) {
+  const int weights = projection.find("weights");
+  return weights >= 0 && projection.arguments[weights].type.code == halide_type_int;
 }
 
 // (batch, token, feature) of any view of rank 2 or 3.
@@ -149,16 +154,19 @@ Linear::Linear(const TensorView &weight, const TensorView &bias, DType type) {
   packed->kernel = &projection_kernel(type);
   packed->type = type;
   packed->width = packed->kernel->estimate("weights", 0, 1);
-  const int64_t unit = packed->kernel->estimate("weights", 1, 1);
+  packed->pairs = takes_words(*packed->kernel) ? 2 : 1;
+  const int64_t unit = packed->kernel->estimate("weights", 1, 1) * packed->pairs;
   packed->depth = (in_ + unit - 1) / unit * unit;
   const int64_t panels = (out_ + packed->width - 1) / packed->width;
   packed->weights = Tensor(type, {panels, packed->depth, packed->width});
   packed->bias = Tensor(DType::f32, {panels * packed->width});
   const Tensor rows = copy_of(weight, type);
   if (type == DType::f32) {
-    pack(rows.as<uint32_t>(), out_, in_, packed->width, packed->depth, packed->weights.as<uint32_t>());
+    pack(rows.as<uint32_t>(), out_, in_, packed->width, packed->depth, packed->pairs,
+         packed->weights.as<uint32_t>());
   } else {
-    pack(rows.as<uint16_t>(), out_, in_, packed->width, packed->depth, packed->weights.as<uint16_t>());
+    pack(rows.as<uint16_t>(), out_, in_, packed->width, packed->depth, packed->pairs,
+         packed->weights.as<uint16_t>());
   }
   if (!bias.empty()) copy(bias, packed->bias.view().slice(0, 0, out_));
   packed_ = packed;
@@ -194,10 +202,10 @@ void Linear::forward(const TensorView &x, const MutableTensorView &y, const Tens
 
   const int64_t panels = (out_ + p.width - 1) / p.width, first_panel = begin_ / p.width;
   const int64_t panel_size = p.depth * p.width;
-  const KernelBuffer weights = slice(KernelBuffer(p.weights.view().data(), p.type)
+  const KernelBuffer weights = slice(KernelBuffer(p.weights.view().data(), p.pairs == 2 ? DType::i32 : p.type)
                                          .dim(p.width, 1)
-                                         .dim(p.depth, p.width)
-                                         .dim(first_panel + panels, panel_size),
+                                         .dim(p.depth / p.pairs, p.width)
+                                         .dim(first_panel + panels, panel_size / p.pairs),
                                      2, first_panel, first_panel + panels);
   const KernelBuffer bias = KernelBuffer(p.bias.as<float>() + begin_, DType::f32).dim(panels * p.width, 1);
   if (!fits_kernel(weights)) fail("weight: too large: kernels address 2^31 elements of a tensor");

@@ -61,24 +61,22 @@ void schedule_attention_amx(AttentionFuncs &f, const AttentionTiles &tiles, Pipe
   local(f.edge_tiles, per_block);
   local(f.score, per_block);
   f.score.bound_extent(row, rows).bound_extent(lane, kKeyLanes).bound_extent(tile, key_tiles);
-  f.score.update(0).reorder(lane, row, f.tiles).vectorize(lane, kLanes).unroll(lane);
-  f.score.update(0).specialize(f.has_offsets);
-  local(f.product, LoopLevel(f.score, f.tiles));
-  f.product.bound_extent(row, rows).bound_extent(lane, kKeyLanes).bound_extent(tile, 1);
+  f.score.update(0).reorder(f.rd.x, lane, row, f.rd.y);
+  f.score.update(1).reorder(lane, f.tiles, row).vectorize(lane, kLanes).unroll(lane);
+  f.score.update(1).specialize(f.has_offsets);
   for (size_t i = 0; i < f.passes.size(); i++) {
-    f.score.update(int(i) + 1).reorder(lane, row, f.passes[i]).vectorize(lane, kLanes).unroll(lane);
+    f.score.update(int(i) + 2).reorder(lane, row, f.passes[i]).vectorize(lane, kLanes).unroll(lane);
   }
 
   local(f.maximum, per_block);
-  f.maximum.bound_extent(row, rows);
-  int width = kLanes;
-  for (Func g : f.maximum_tree) {
-    local(g, LoopLevel(f.maximum, row));
-    g.bound_extent(x, width);
-    if (width > 1) g.vectorize(x);
-    if (width == kLanes) g.update().reorder(x, f.rk.x, f.rk.y).vectorize(x).unroll(f.rk.x);
-    width /= 2;
-  }
+  f.maximum.bound_extent(row, rows).vectorize(row, kLanes);
+  local(f.ordered, per_block);
+  f.ordered.bound_extent(row, rows).vectorize(row, kLanes);
+  f.ordered.update().atomic().vectorize(f.ry.x);
+  Func by_lane = f.maximum_tree[0];
+  local(by_lane, LoopLevel(f.ordered, row));
+  by_lane.bound_extent(x, kLanes).vectorize(x);
+  by_lane.update().reorder(x, f.rk.x, f.rk.y).vectorize(x).unroll(f.rk.x);
 
   local(f.weight, per_block);
   f.weight.bound_extent(row, rows).bound_extent(lane, kKeyLanes / 2).bound_extent(tile, key_tiles);
@@ -100,7 +98,7 @@ void schedule_attention_amx(AttentionFuncs &f, const AttentionTiles &tiles, Pipe
   f.result.bound_extent(d, D).vectorize(d, kLanes).unroll(d);
 
   pipeline.add_custom_lowering_pass(new lowering::LowerTileMatmuls(
-      {{f.product.name(), "lane", "row", f.rd.x.name(), "", 1},
+      {{f.score.name(), "lane", "row", f.rd.x.name(), "", 1},
        {f.weighted.name(), "d", "row", f.rv.x.name(), f.rv.y.name(), key_tiles}}));
 }
 

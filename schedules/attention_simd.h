@@ -11,15 +11,15 @@ namespace posattn::schedules {
 // The stages of generators/attention_generator.cpp, by the names that they have there.
 struct AttentionFuncs {
   Halide::Func query{"query"}, range{"range"}, edge_tiles{"edge_tiles"}, key{"key"}, product{"product"},
-      score{"score"}, maximum{"maximum"}, weight{"weight"}, sum{"sum"}, value{"weighted_by"}, weighted{"weighted"},
-      block_output{"block_output"}, state{"state"}, total{"total"}, inverse{"inverse"}, row_lse{"row_lse"},
-      result{"result"};
+      score{"score"}, ordered{"ordered"}, maximum{"maximum"}, weight{"weight"}, sum{"sum"}, value{"weighted_by"},
+      weighted{"weighted"}, block_output{"block_output"}, state{"state"}, total{"total"}, inverse{"inverse"},
+      row_lse{"row_lse"}, result{"result"};
   std::vector<Halide::Func> maximum_tree;
   Halide::Func out, lse;
   struct {
     Halide::Var x, lane, tile, row, block, split, row_block, head, batch, d;
   } vars;
-  Halide::RDom tiles, rd, rk, rs, rv, rb, rx, block_rows;
+  Halide::RDom tiles, rd, rk, rs, ry, rv, rb, rx, block_rows;
   std::vector<Halide::RDom> passes;
   bool on_tiles = false;       // products of bfloat16 on AMX tiles, weights in words of two
   Halide::Expr single_row;     // the kernel is called with one row

@@ -1,5 +1,7 @@
 #include "schedules/projection_simd.h"
 
+#include "lowering/tile_matmul.h"
+
 namespace posattn::schedules {
 
 using namespace Halide;
@@ -28,7 +30,7 @@ void schedule_case(Stage stage, Func out, ProjectionFuncs &f, const Expr &has_ad
       .parallel(task);
   f.staged.compute_at(out, task)
       .reorder(k, chunk, i, t)
-      .bound_extent(k, kProjectionDepth)
+      .bound_extent(k, f.on_tiles ? kProjectionAmxDepth : kProjectionDepth)
       .bound_extent(i, height)
       .vectorize(k, lanes)
       .unroll(k);
@@ -41,8 +43,13 @@ void schedule_case(Stage stage, Func out, ProjectionFuncs &f, const Expr &has_ad
   f.sum.compute_at(f.tiles, t);
   by_vectors(f.sum);
   by_vectors(f.sum.update().reorder(lane, i, f.parts).unroll(i));
+  f.part.compute_at(f.sum, f.parts);
+  if (f.on_tiles) {
+    f.part.update().reorder(f.r.x, lane, i, f.r.y);
+    return;
+  }
   // The register tile.
-  f.part.compute_at(f.sum, f.parts).unroll(i);
+  f.part.unroll(i);
   by_vectors(f.part);
   by_vectors(f.part.update().reorder(lane, i, f.r.x, f.r.y).unroll(i).unroll(f.r.x, 4));
   if (f.convert_panel) {
@@ -54,11 +61,17 @@ void schedule_case(Stage stage, Func out, ProjectionFuncs &f, const Expr &has_ad
 }  // namespace
 
 void schedule_projection(Func out, const std::vector<ProjectionCase> &cases, const Expr &has_addend,
-                         const ProjectionVars &vars, const Machine &machine) {
+                         const ProjectionVars &vars, const Machine &machine, Pipeline pipeline) {
+  std::vector<lowering::TileMatmul> matmuls;
   for (const ProjectionCase &one : cases) {
     const Stage stage = one.condition.defined() ? out.specialize(one.condition) : Stage(out);
-    schedule_case(stage, out, one.funcs, has_addend, vars, machine.lanes);
+    ProjectionFuncs &f = one.funcs;
+    schedule_case(stage, out, f, has_addend, vars, machine.lanes);
+    if (f.on_tiles) {
+      matmuls.push_back({f.part.name(), vars.lane.name(), vars.i.name(), f.r.x.name(), f.r.y.name(), f.sum_chunks});
+    }
   }
+  if (!matmuls.empty()) pipeline.add_custom_lowering_pass(new lowering::LowerTileMatmuls(matmuls));
 }
 
 }  // namespace posattn::schedules

@@ -17,6 +17,10 @@ struct ProjectionTile {
   int lanes = 0, accumulators = 0;  // floats in a vector; vectors of sums that fit the registers
 };
 
+// Where AMX tiles multiply bfloat16: 2 x 2 tiles of sums, and for few rows 1 x 2.
+constexpr ProjectionTile kProjectionAmx = {32, 32, 16, 0}, kProjectionAmxFew = {16, 32, 16, 0};
+constexpr int kProjectionAmxDepth = 32;  // in place of kProjectionDepth
+
 // 8 x 48 on AVX-512 loads the least for each multiplication among the tiles of 24 accumulators. Alone on a
 // core 12 x 32 is as fast, at 86 to 88 % of the peak of multiply-adds; beside a busy hyperthread it is 6 %
 // slower.
@@ -42,6 +46,8 @@ struct ProjectionFuncs {
   Halide::Expr block_rows, group_panels;  // of a task; panels here are as wide as the tile
   int span_panels = 1;                    // results of so many go out together
   bool convert_panel = false;             // to float32, for all rows at once
+  bool on_tiles = false;                  // products of bfloat16 on AMX tiles
+  int sum_chunks = 0;                     // of `part`, at most
 };
 
 struct ProjectionVars {
@@ -55,6 +61,7 @@ struct ProjectionCase {
 };
 
 void schedule_projection(Halide::Func out, const std::vector<ProjectionCase> &cases,
-                         const Halide::Expr &has_addend, const ProjectionVars &vars, const Machine &machine);
+                         const Halide::Expr &has_addend, const ProjectionVars &vars, const Machine &machine,
+                         Halide::Pipeline pipeline);
 
 }  // namespace posattn::schedules

@@ -19,12 +19,23 @@ const Case kCases[] = {{1, 1, 1, 1, 0},     {1, 1, 64, 64, 1},   {3, 1, 33, 17, 
                        {8, 1, 96, 48, 0},   {4, 3, 32, 16, 2},   {13, 2, 49, 130, 1}, {200, 1, 70, 257, 0},
                        {1, 97, 161, 40, 1}, {7, 29, 320, 15, 2}, {2, 3, 800, 300, 0}};
 
+bool takes_words(const KernelInfo &kernel) {
+  const halide_filter_metadata_t &metadata = *kernel.metadata();
+  for (int i = 0; i < metadata.num_arguments; i++) {
+    if (metadata.arguments[i].name == std::string("weights")) {
+      return metadata.arguments[i].type.code == halide_type_int;
+    }
+  }
+  return false;
+}
+
 class Problem {
  public:
   Problem(const KernelInfo &kernel, const Case &c, GuardedTensor::Guard guard)
       : kernel_(kernel),
         c_(c),
         type(type_named(kernel.type)),
+        pairs(takes_words(kernel) ? 2 : 1),
         width(fixed_extent(kernel, "weights", 0)),
         unit(fixed_extent(kernel, "weights", 1)),
         panels((c.n + width - 1) / width),
@@ -32,7 +43,8 @@ class Problem {
         x(type, {c.k, c.tokens, c.batch}, {1, c.k + 3, (c.k + 3) * c.tokens + 8}, guard),
         addend(DType::f32, {c.k, c.tokens, c.batch},
                c.addend == 2 ? std::vector<int>{1, 0, 0} : std::vector<int>{1, c.k, c.k * c.tokens}, guard),
-        weights(type, {width, (c.k + unit - 1) / unit * unit, panels}, {}, guard),
+        weights(pairs == 2 ? DType::i32 : type,
+                {width, (c.k + unit * pairs - 1) / (unit * pairs) * unit, panels}, {}, guard),
         bias(DType::f32, {panels * width}, {}, guard),
         out(type, {c.n, c.tokens * c.batch}, {1, c.n + 5}, guard) {
     std::mt19937 random(5);
@@ -40,8 +52,14 @@ class Problem {
     addend.fill_normal(random);
     const double scale = 1 / std::sqrt(double(c.k));
     std::normal_distribution<double> normal(0, scale);
-    weights.fill([&](const std::vector<int> &i) {
-      return i[1] < c.k && i[2] * width + i[0] < c.n ? normal(random) : 0.0;
+    weights.for_each([&](const std::vector<int> &i) {
+      const auto value = [&](int k) { return k < c.k && i[2] * width + i[0] < c.n ? normal(random) : 0.0; };
+      if (pairs == 1) {
+        weights.set(i, value(i[1]));
+      } else {
+        const uint32_t low = float_to_bf16(float(value(2 * i[1])));
+        weights.set_bits(i, low | uint32_t(float_to_bf16(float(value(2 * i[1] + 1)))) << 16);
+      }
     });
     bias.fill([&](const std::vector<int> &i) { return i[0] < c.n ? normal(random) : 0.0; });
   }
@@ -58,11 +76,19 @@ class Problem {
     const size_t depth = size_t(c_.k), features = size_t(c_.n), rows = size_t(c_.tokens) * c_.batch;
     std::vector<double> input(rows * depth), weight(features * depth);
     x.for_each([&](const std::vector<int> &i) {
-      input[size_t(i[2] * c_.tokens + i[1]) * depth + i[0]] = x.get(i) + (c_.addend ? addend.get(i) : 0.0);
+      double sum = x.get(i) + (c_.addend ? addend.get(i) : 0.0);
+      // AMX multiplies bfloat16.
+      if (pairs == 2) sum = bf16_to_float(float_to_bf16(float(sum)));
+      input[size_t(i[2] * c_.tokens + i[1]) * depth + i[0]] = sum;
     });
     weights.for_each([&](const std::vector<int> &i) {
       const size_t n = size_t(i[2] * width + i[0]);
-      if (n < features && i[1] < c_.k) weight[n * depth + i[1]] = weights.get(i);
+      for (int half = 0; half < pairs; half++) {
+        const int k = i[1] * pairs + half;
+        if (n >= features || k >= c_.k) continue;
+        weight[n * depth + size_t(k)] =
+            pairs == 1 ? weights.get(i) : double{bf16_to_float(uint16_t(weights.bits(i) >> (16 * half)))};
+      }
     });
     for (size_t row = 0; row < rows; row++) {
       for (size_t n = 0; n < features; n++) {
@@ -82,6 +108,7 @@ class Problem {
 
  public:
   DType type;
+  int pairs;  // numbers in an element of the weights
   int width, unit, panels;
   GuardedTensor x, addend, weights, bias, out;
 };
