@@ -25,11 +25,12 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   // See TensorTiles. -1: the schedule's own choice.
   GeneratorParam<int> key_block{"key_block", -1};
   GeneratorParam<int> warpgroups{"warpgroups", -1};
+  GeneratorParam<int> row_tiles{"row_tiles", -1};
   GeneratorParam<int> stages{"stages", -1};
   GeneratorParam<int> copy_warpgroup{"copy_warpgroup", -1};
   GeneratorParam<int> overlap{"overlap", -1};
   GeneratorParam<int> early_value_wait{"early_value_wait", -1};
-  GeneratorParam<int> early_bias{"early_bias", -1};
+  GeneratorParam<int> shared_queries{"shared_queries", -1};
   GeneratorParam<int> blocks_per_sm{"blocks_per_sm", -1};
 
   // Blocks of threads that share the tiles; as many as there are tiles at most.
@@ -62,9 +63,10 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
                                                                    : TensorScores::branches;
     TensorTiles chosen = schedules::tensor_tiles(is_hopper(), head_dim, scores);
     const auto set = [](auto &tile, int value) { tile = value >= 0 ? value : tile; };
-    set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.stages, stages);
+    set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.row_tiles, row_tiles);
+    set(chosen.stages, stages), set(chosen.shared_queries, shared_queries);
     set(chosen.copy_warpgroup, copy_warpgroup), set(chosen.overlap, overlap);
-    set(chosen.early_value_wait, early_value_wait), set(chosen.early_bias, early_bias);
+    set(chosen.early_value_wait, early_value_wait);
     set(chosen.blocks_per_sm, blocks_per_sm);
     tiles_ = std::make_unique<TensorTiles>(chosen);
     if (is_hopper()) {
@@ -77,7 +79,6 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     const int R = t.thread_rows();
     ptx.declare_register(".f32 %m<" + number(R) + ">");
     ptx.declare_register(".f32 %l<" + number(R) + ">");
-    if (t.early_bias) ptx.declare_register(".f32 %B<" + number(bias_registers()) + ">");
     ptx.declare_register(".b32 %base<1>");  // steps of all tasks before
     const std::string threads = "\t.maxntid 128, " + number(t.groups()) + ", 1\n";
     ptx_head = {is_hopper() ? "8.4" : "7.0", is_hopper() ? "sm_90a" : "sm_80",
@@ -187,7 +188,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
   void schedule() {
     schedules::schedule_tensor(f, *tiles_);
-    get_pipeline().add_custom_lowering_pass(new DropTokens(f.done.name(), backend_->shared_bytes()));
+    get_pipeline().add_custom_lowering_pass(new DropTokens(f.done.name(), f.loop.name(), backend_->shared_bytes()));
   }
 
  private:
@@ -274,9 +275,6 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return value;
   }
 
-  int first_bias() const { return 2 * (tiles_->thread_rows() - 1); }
-  int bias_registers() const { return tiles_->keys / 4 + first_bias(); }
-
   // Over the four threads that share a row.
   Expr over_row(Expr value, bool maximum) const {
     const PtxOps &ops = backend_->ops;
@@ -298,28 +296,23 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return rows;
   }
 
-  // The tabulated bias: where a thread's first score of a block finds it, and any score's from there. A row
-  // further down is a column further left, so rows 8 apart share all values but those of 8 columns, which the
-  // compiler sees, as the loads are pure.
-  Expr bias_address(const Expr &block) {
+  // The tabulated bias of a score. A row further down is a column further left, so rows 8 apart share all values
+  // but those of 8 columns: the compiler sees that, as the loads are pure and at constant distances from one
+  // address. (Loading them before the products are waited for was slower: 526 against 545 TFLOP/s.)
+  Expr tabulated_bias(const Expr &block) {
     const Expr first = block * tiles_->keys + thread % 4 * 2 - row_at(0) + offset_zero;
     const Expr place = cast<int64_t>(offsets.dim(1).stride()) * task_.head + first;
-    return ptx.pure(UInt(64), "\tcvta.to.global.u64 $r, $0;", {device_address(offsets) + cast<uint64_t>(place * 4)});
-  }
-  Expr bias_at(const Expr &address, const Expr &offset) {
-    return ptx.pure(Float(32), "\tld.global.nc.f32 $r, [$0+$1];", {address, offset * 4});
-  }
-  // In steps of a thread's scores, which lie 8 columns apart in pairs; from -first_bias() on.
-  Expr bias_element(const Expr &element) const {
-    return 2 * (element % (tiles_->keys / 2) / 4 - row_of(element)) + element % 2;
-  }
-  static Expr bias_offset(const Expr &bias_element) {
-    const Expr e = bias_element & 1;
-    return (bias_element - e) * 4 + e;
+    const Expr address =
+        ptx.pure(UInt(64), "\tcvta.to.global.u64 $r, $0;", {device_address(offsets) + cast<uint64_t>(place * 4)});
+    const Expr distance = column(i) - 8 * row_of(i);
+    return ptx.pure(Float(32), "\tld.global.nc.f32 $r, [$0+$1];", {address, distance * 4});
   }
 
-  // What is added to the products of a block, for compiled_terms other than plain and offsets.
-  void add_terms(Func logit, const Expr &block, Kind kind) {
+  // The scores of a block with all that is done to scaled products, for compiled_terms other than plain and
+  // offsets. Each term is a stage of its own, so that what is not asked for is one jump. (As updates of one
+  // stage they would keep Halide from bounding the loop over blocks.)
+  Func with_terms(Func logit, const std::string &suffix, const Expr &block, Kind kind,
+                  schedules::TensorBlockFuncs &funcs) {
     std::vector<Expr> rows;
     for (int r = 0; r < tiles_->thread_rows(); r++) rows.push_back(min(row_at(r), q.dim(1).extent() - 1));
     const ScoreRow at_row{bounded(mux_row(i, rows), q.dim(1).extent()), bounded(task_.head, q.dim(2).extent()),
@@ -328,13 +321,20 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     // Blocks that are not masked lie within the keys.
     const Expr key = bounded(kind == Kind::inner ? own : min(own, keys - 1), keys);
     const bool is_dense = std::string(compiled_terms) == "dense";
-    int update = 0;
     for (const Term &term : terms(at_row)) {
       if (is_dense && std::string(term.name) != "dense") continue;
-      logit(fragment_vars()) = term.apply(logit(fragment_vars()), key);
-      Stage stage = logit.update(update++).unroll(i);
-      if (!is_dense && !Internal::is_const_one(term.condition)) stage.specialize(term.condition);
+      const Expr before = logit(at(i, step)), after = term.apply(before, key);
+      Func next("with_" + std::string(term.name) + suffix);
+      if (is_dense || Internal::is_const_one(term.condition)) {
+        next(fragment_vars()) = after;
+      } else {
+        next(fragment_vars()) = select(term.condition, after, before);
+        next.specialize(term.condition).unroll(i);
+      }
+      funcs.of_fragment.push_back(next);
+      logit = next;
     }
+    return logit;
   }
 
   // One block of keys: the scores, their weights, and what they do to the state.
@@ -350,36 +350,15 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
     const Expr block_of_keys = where.block;
     const bool has_table = std::string(compiled_terms) == "offsets";
-    Func held("held" + suffix), logit("logit" + suffix);
-    Expr begun = before(of_round()), address;
-    if (has_table) {
-      address = bias_address(block_of_keys);
-      if (t.early_bias) {
-        // Loaded before the products are waited for.
-        std::string text;
-        std::vector<Expr> arguments;
-        for (int x = 0; x < bias_registers(); x++) {
-          text += "\tmov.b32 %B" + number(x) + ", $" + number(x) + ";\n";
-          arguments.push_back(bias_at(address, simplify(bias_offset(x - first_bias()))));
-        }
-        arguments.push_back(begun);
-        held(vars_at()) = ptx.effect(text, arguments);
-        funcs.of_thread.push_back(held);
-        begun = held(at(step));
-      }
-    }
-    ready(vars_at()) = backend_->scores(task_, where, warpgroup, begun);
+    ready(vars_at()) = backend_->scores(task_, where, warpgroup, before(of_round()));
     Expr value = ops.get("%S", i, ready(at(step)));
     if (has_table) {
-      const Expr element = bias_element(i);
-      value = ops.fma(value, scale,
-                      t.early_bias ? ops.get("%B", element + first_bias(), ready(at(step)))
-                                   : bias_at(address, bias_offset(element)));
+      value = ops.fma(value, scale, tabulated_bias(block_of_keys));
     } else if (!is_plain_) {
+      Func logit("logit" + suffix);
       logit(fragment_vars()) = value * scale;
-      add_terms(logit, block_of_keys, kind);
       funcs.of_fragment.push_back(logit);
-      value = logit(at(i, step));
+      value = with_terms(logit, suffix, block_of_keys, kind, funcs)(at(i, step));
     }
     if (kind != Kind::inner) {
       const Expr first_key = block_of_keys * t.keys + thread % 4 * 2;
@@ -429,61 +408,77 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
   // Divides the outputs by the sums, and stores them and the logarithms.
   Expr store(const FuncRef &sums, const Expr &token) {
-    const PtxOps &ops = backend_->ops;
     const TensorTiles &t = *tiles_;
     const int R = t.thread_rows();
     const Expr channels = out.dim(0).extent();
     const auto offset = [&](auto &buffer, int dim, const Expr &index) {
       return cast<int64_t>(buffer.dim(dim).stride()) * cast<int64_t>(index);
     };
-    const Expr column = thread % 4 * 2;
-    const auto even = [](const Expr &stride) { return (stride & 1) == 0; };
-    const Expr whole = channels == t.head_dim && (device_address(out) & Expr(uint64_t{3})) == Expr(uint64_t{0}) &&
-                       even(out.dim(1).stride()) && even(out.dim(2).stride()) && even(out.dim(3).stride());
+    // Pieces of 8 channels, which lie with the four threads that share a row, become one thread's: stores of 16
+    // bytes. Where rows are not made of such pieces, elements are stored one by one.
+    const Expr quad = thread % 4;
+    const auto in_pieces = [](const Expr &elements) { return (elements & 7) == 0; };
+    const Expr whole = in_pieces(channels) && (device_address(out) & Expr(uint64_t{15})) == Expr(uint64_t{0}) &&
+                       in_pieces(out.dim(1).stride()) && in_pieces(out.dim(2).stride()) &&
+                       in_pieces(out.dim(3).stride());
     const std::string packed = std::string("cvt.rn.") + (Type(type).is_bfloat() ? "bf16" : "f16") + "x2.f32";
-    // $0 whole, $1 channels, $2 column, $3 queries; then for each row: sum, %m, row, address, lse's address.
-    std::vector<Expr> arguments{cast<int>(whole), channels, column, q.dim(1).extent()};
+    // $0 whole, $1 channels, $2 quad, $3 queries; then for each row: sum, row, address, lse's address.
+    std::vector<Expr> arguments{cast<int>(whole), channels, quad, q.dim(1).extent()};
     std::string text =
-        "\t{ .reg .pred whole, seen, row, left, right, first; .reg .f32 inverse, a, b, lse; .reg .b32 pair, channel; "
-        ".reg .b16 low, high; .reg .b64 at;\n\tsetp.ne.s32 whole, $0, 0; setp.eq.s32 first, $2, 0;\n";
+        "\t{ .reg .pred whole, seen, row, left, right, first, odd, high; .reg .f32 inverse, a, b, lse;\n"
+        "\t.reg .b32 channel, x, y, z, piece<4>; .reg .b16 low_half, high_half; .reg .b64 at, far, bytes;\n"
+        "\tsetp.ne.s32 whole, $0, 0; setp.eq.s32 first, $2, 0; and.b32 x, $2, 1; setp.ne.s32 odd, x, 0;\n"
+        "\tsetp.ge.s32 high, $2, 2;\n";
+    // Swaps with the thread at `distance`, which has the other value of `upper`, half of two registers.
+    const auto exchange = [](const std::string &upper, int distance, int one, int other) {
+      const std::string p = "piece" + number(one), o = "piece" + number(other);
+      return "\tselp.b32 x, " + p + ", " + o + ", " + upper + "; shfl.sync.bfly.b32 y, x, " + number(distance) +
+             ", 0x1f, 0xffffffff; @" + upper + " mov.b32 " + p + ", y; @!" + upper + " mov.b32 " + o + ", y;\n";
+    };
     for (int r = 0; r < R; r++) {
       const int at = static_cast<int>(arguments.size());
       const auto argument = [&](int n) { return "$" + number(at + n); };
-      const Expr address = device_address(out) +
-                           cast<uint64_t>((offset(out, 3, task_.batch) + offset(out, 2, task_.head) +
-                                           offset(out, 1, row_at(r)) + cast<int64_t>(column)) *
-                                          Type(type).bytes());
+      const Expr address =
+          device_address(out) + cast<uint64_t>((offset(out, 3, task_.batch) + offset(out, 2, task_.head) +
+                                                offset(out, 1, row_at(r))) *
+                                               Type(type).bytes());
       const Expr lse_address =
           device_address(lse) +
           cast<uint64_t>((offset(lse, 2, task_.batch) + offset(lse, 1, task_.head) + offset(lse, 0, row_at(r))) * 4);
       arguments.insert(arguments.end(), {Expr(sums[r]), row_at(r), address, lse_address});
       const std::string done = "DONE$u_" + number(r), parts = "PARTS$u_" + number(r);
-      // A row that sees nothing is zero, whatever was multiplied by its zero weights.
-      text += "\tsetp.lt.s32 row, " + argument(1) + ", $3; @!row bra " + done + ";\n" +
-              "\tsetp.neu.f32 seen, " + argument(0) + ", 0f00000000; rcp.approx.ftz.f32 inverse, " + argument(0) +
-              ";\n\tlg2.approx.ftz.f32 lse, " + argument(0) + "; add.ftz.f32 lse, lse, %m" + number(r) +
-              "; mul.ftz.f32 lse, lse, 0f3F317218; selp.f32 lse, lse, 0fFF800000, seen;\n\tcvta.to.global.u64 at, " +
-              argument(3) + "; @first st.global.f32 [at], lse;\n\tcvta.to.global.u64 at, " + argument(2) +
-              "; @!whole bra " + parts + ";\n";
-      for (const bool is_whole : {true, false}) {
-        for (int n = 0; n < t.head_dim / 8; n++) {
-          const int o = r / 2 * (t.head_dim / 2) + n * 4 + r % 2 * 2;
-          text += "\tmul.ftz.f32 a, %O" + number(o) + ", inverse; mul.ftz.f32 b, %O" + number(o + 1) + ", inverse; " +
-                  packed + " pair, b, a; selp.b32 pair, pair, 0, seen;\n";
-          if (is_whole) {
-            text += "\tst.global.b32 [at+" + number(n * 16) + "], pair;\n";
-          } else {
-            text += "\tmov.b32 {low, high}, pair; add.s32 channel, $2, " + number(n * 8) +
-                    "; setp.lt.s32 left, channel, $1; add.s32 channel, channel, 1; setp.lt.s32 right, channel, $1;\n" +
-                    "\t@left st.global.b16 [at+" + number(n * 16) + "], low; @right st.global.b16 [at+" +
-                    number(n * 16 + 2) + "], high;\n";
-          }
-        }
-        text += is_whole ? "\tbra " + done + ";\n\t" + parts + ":\n" : "\t" + done + ":\n";
+      // Shuffles need all threads: those of rows past the end go along. A row that sees nothing is zero,
+      // whatever was multiplied by its zero weights.
+      text += "\tsetp.lt.s32 row, " + argument(1) + ", $3; setp.neu.f32 seen, " + argument(0) +
+              ", 0f00000000; rcp.approx.ftz.f32 inverse, " + argument(0) + ";\n\tlg2.approx.ftz.f32 lse, " +
+              argument(0) + "; add.ftz.f32 lse, lse, %m" + number(r) +
+              "; mul.ftz.f32 lse, lse, 0f3F317218; selp.f32 lse, lse, 0fFF800000, seen;\n" +
+              "\tcvta.to.global.u64 at, " + argument(3) + "; and.pred left, first, row; @left st.global.f32 [at], " +
+              "lse;\n\tcvta.to.global.u64 at, " + argument(2) + "; @!whole bra " + parts + ";\n" +
+              "\tmul.wide.u32 bytes, $2, 16; add.s64 far, at, bytes; shl.b32 channel, $2, 3;\n";
+      const auto pair = [&](int n, const std::string &to) {
+        const int o = r / 2 * (t.head_dim / 2) + n * 4 + r % 2 * 2;
+        return "\tmul.ftz.f32 a, %O" + number(o) + ", inverse; mul.ftz.f32 b, %O" + number(o + 1) + ", inverse; " +
+               packed + " " + to + ", b, a; selp.b32 " + to + ", " + to + ", 0, seen;\n";
+      };
+      for (int n = 0; n < t.head_dim / 8; n += 4) {
+        for (int piece = 0; piece < 4; piece++) text += pair(n + piece, "piece" + number(piece));
+        text += exchange("odd", 1, 0, 1) + exchange("odd", 1, 2, 3) + exchange("high", 2, 0, 2) +
+                exchange("high", 2, 1, 3);
+        text += "\tadd.s32 x, channel, " + number(n * 8) + "; setp.lt.and.s32 left, x, $1, row; @left " +
+                "st.global.v4.b32 [far+" + number(n * 16) + "], {piece0, piece1, piece2, piece3};\n";
       }
+      text += "\tbra " + done + ";\n\t" + parts + ": mul.wide.u32 bytes, $2, 4; add.s64 at, at, bytes; shl.b32 channel, "
+              "$2, 1;\n";
+      for (int n = 0; n < t.head_dim / 8; n++) {
+        text += pair(n, "x") + "\tmov.b32 {low_half, high_half}, x; add.s32 y, channel, " + number(n * 8) +
+                "; setp.lt.and.s32 left, y, $1, row; add.s32 y, y, 1; setp.lt.and.s32 right, y, $1, row;\n" +
+                "\t@left st.global.b16 [at+" + number(n * 16) + "], low_half; @right st.global.b16 [at+" +
+                number(n * 16 + 2) + "], high_half;\n";
+      }
+      text += "\t" + done + ":\n";
     }
     arguments.push_back(token);
-    (void)ops;
     return ptx.effect(text + "\t}\n", arguments);
   }
 

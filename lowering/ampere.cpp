@@ -14,7 +14,9 @@ Ampere::Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat)
                            ".b32 %along<4>", ".b32 %warp", ".f32 %zero"}) {
     ptx.declare_register(name);
   }
-  ptx.declare_register(".b32 %Q<" + number(tiles.row_tiles * tiles.head_dim / 4) + ">");
+  if (!tiles.shared_queries) {
+    ptx.declare_register(".b32 %Q<" + number(tiles.row_tiles * tiles.head_dim / 4) + ">");
+  }
   ptx.declare_register(".b32 %P<" + number(tiles.scores() / 2) + ">");
   std::string text =
       "\t{ .reg .b32 thread, lane, a, b, c; mov.u32 %shared, posattn_shared; mov.f32 %zero, 0f00000000;\n"
@@ -35,7 +37,8 @@ Ampere::Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat)
 }
 
 int Ampere::shared_bytes() const {
-  return std::max(2 * tiles.stages * tile_bytes(), chunks_ * tiles.rows() * 128);
+  const int blocks = 2 * tiles.stages * tile_bytes(), queries = chunks_ * tiles.rows() * 128;
+  return tiles.shared_queries ? blocks + queries : std::max(blocks, queries);
 }
 
 // Copies `rows` rows. What lies beyond the tensor, in channels or tokens, arrives as zeros.
@@ -81,16 +84,22 @@ Halide::Expr Ampere::wait_copies(int pending, const Expr &token) {
   return ops.ptx.effect("\tcp.async.wait_group " + number(pending) + "; bar.sync 0;", {token});
 }
 
-Halide::Expr Ampere::load_queries(const Expr &token) {
-  const int row_tile = 16 * 128, chunk = tiles.rows() * 128, steps = tiles.head_dim / 16;
-  std::string text = "\t{ .reg .b32 at, a; mad.lo.u32 at, %warp, " + number(tiles.row_tiles * row_tile) + ", %shared;\n";
-  for (int k = 0; k < steps; k++) {
-    text += "\tadd.u32 a, at, %along" + number(k % 4) + ";\n";
-    for (int m = 0; m < tiles.row_tiles; m++) {
-      text += "\tldmatrix.sync.aligned.m8n8.x4.shared.b16 " + register_list("%Q", (m * steps + k) * 4, 4) + ", [a+" +
-              number(k / 4 * chunk + m * row_tile) + "];\n";
-    }
+// Into four registers for each row tile, `at` being the warp's first row.
+std::string Ampere::load_query_step(int k, const std::string &to) const {
+  const int row_tile = 16 * 128, chunk = tiles.rows() * 128;
+  std::string text = "\tadd.u32 a, at, %along" + number(k % 4) + ";\n";
+  for (int m = 0; m < tiles.row_tiles; m++) {
+    const int first = to == "%Q" ? (m * tiles.head_dim / 16 + k) * 4 : m * 4;
+    text += "\tldmatrix.sync.aligned.m8n8.x4.shared.b16 " + register_list(to, first, 4) + ", [a+" +
+            number(query_tile() + k / 4 * chunk + m * row_tile) + "];\n";
   }
+  return text;
+}
+
+Halide::Expr Ampere::load_queries(const Expr &token) {
+  std::string text =
+      "\t{ .reg .b32 at, a; mad.lo.u32 at, %warp, " + number(tiles.row_tiles * 16 * 128) + ", %shared;\n";
+  for (int k = 0; k < tiles.head_dim / 16; k++) text += load_query_step(k, "%Q");
   return ops.ptx.effect(text + "\tbar.sync 0; }\n", {token});
 }
 
@@ -104,16 +113,20 @@ std::string Ampere::multiply(const std::string &sum, int first, const std::strin
 // %S = the queries times the keys.
 Halide::Expr Ampere::multiply_keys(const Expr &keys, const Expr &token) {
   const int columns = tiles.keys / 8, steps = tiles.head_dim / 16;
-  std::string text = "\t{ .reg .b32 at, a, f<4>; add.u32 at, %shared, $0;\n";
+  std::string text = "\t{ .reg .b32 at, a, f<4>, keys, q<" + number(4 * tiles.row_tiles) +
+                     ">; add.u32 keys, %shared, $0; mad.lo.u32 at, %warp, " + number(tiles.row_tiles * 16 * 128) +
+                     ", %shared;\n";
   for (int k = 0; k < steps; k++) {
-    text += "\tadd.u32 a, at, %across" + number(k % 4) + ";\n";
+    if (tiles.shared_queries) text += load_query_step(k, "q");
+    text += "\tadd.u32 a, keys, %across" + number(k % 4) + ";\n";
     for (int n = 0; n < columns; n += 2) {
       text += "\tldmatrix.sync.aligned.m8n8.x4.shared.b16 {f0,f1,f2,f3}, [a+" +
               number(k / 4 * tiles.keys * 128 + n * 8 * 128) + "];\n";
       for (int m = 0; m < tiles.row_tiles; m++) {
         for (int side = 0; side < 2; side++) {
-          text += multiply("%S", (m * columns + n + side) * 4, register_list("%Q", (m * steps + k) * 4, 4),
-                           side == 0 ? "{f0,f1}" : "{f2,f3}", k == 0);
+          const std::string queries = tiles.shared_queries ? register_list("q", m * 4, 4)
+                                                           : register_list("%Q", (m * steps + k) * 4, 4);
+          text += multiply("%S", (m * columns + n + side) * 4, queries, side == 0 ? "{f0,f1}" : "{f2,f3}", k == 0);
         }
       }
     }
@@ -144,10 +157,12 @@ Halide::Expr Ampere::multiply_values(const Expr &values, const Expr &token) {
 Halide::Expr Ampere::setup(const std::vector<TensorTask> &, const Expr &token) { return token; }
 
 Halide::Expr Ampere::begin(const TensorTask &task, const Expr &token) {
-  // The queries pass through the place of the keys.
-  Expr done = copy_tile(task.q, Expr(true), task.first_row, task.head, task.batch, tiles.rows(), 0, token);
-  done = wait_copies(0, ops.ptx.effect("\tcp.async.commit_group;", {done}));
-  done = load_queries(done);
+  Expr done =
+      copy_tile(task.q, Expr(true), task.first_row, task.head, task.batch, tiles.rows(), query_tile(), token);
+  // Those that go on to registers pass through the place of the keys. Others are waited for with the keys.
+  if (!tiles.shared_queries) {
+    done = load_queries(wait_copies(0, ops.ptx.effect("\tcp.async.commit_group;", {done})));
+  }
   for (int s = 0; s < tiles.stages - 1; s++) done = copy_block(task, s, done);
   return ops.fill("%O", tiles.outputs(), 0.f, done);
 }

@@ -29,6 +29,9 @@ class Ampere : public TensorBackend {
                  const Expr &batch, int rows, const Expr &to, const Expr &token);
   Expr copy_block(const TensorTask &task, const Expr &step, const Expr &token);
   Expr wait_copies(int pending, const Expr &token);
+  // Where the queries are copied to.
+  int query_tile() const { return tiles.shared_queries ? 2 * tiles.stages * tile_bytes() : 0; }
+  std::string load_query_step(int k, const std::string &to) const;
   Expr load_queries(const Expr &token);
   Expr multiply_keys(const Expr &keys, const Expr &token);
   Expr multiply_values(const Expr &values, const Expr &token);

@@ -30,9 +30,14 @@ class PtxKernel {
 
 // Drops the stores to the Func of tokens, keeping the instructions that make them, and asks for dynamic shared
 // memory, which the instructions address by themselves: Halide passes its size on to the launch.
+//
+// Loops over steps that `loop` makes must not run a stage of a step that its RDom's condition excludes, as the
+// stages wait for copies. Halide skips such stages by itself, but not where some condition depends on their
+// values (a branch that compares logits): so the condition is put around all of a step.
 class DropTokens : public Halide::Internal::IRMutator {
  public:
-  DropTokens(std::string func, int shared_bytes) : func_(std::move(func)), shared_bytes_(shared_bytes) {}
+  DropTokens(std::string func, std::string loop, int shared_bytes)
+      : func_(std::move(func)), loop_(std::move(loop)), shared_bytes_(shared_bytes) {}
 
  protected:
   using Halide::Internal::IRMutator::visit;
@@ -43,7 +48,7 @@ class DropTokens : public Halide::Internal::IRMutator {
 
  private:
   bool is_of_buffer(const Halide::Expr &e) const;
-  std::string func_;
+  std::string func_, loop_;
   int shared_bytes_;
   bool in_kernel_ = false;
 };

@@ -25,7 +25,7 @@ struct TensorTiles {
   bool copy_warpgroup;    // one more warpgroup does nothing but copy
   bool overlap;           // the weights of a block are computed while the values of the block before are multiplied
   bool early_value_wait;  // see Hopper::accumulate
-  bool early_bias;        // a tabulated bias is loaded before the products are waited for
+  bool shared_queries;    // mma.sync: queries stay in shared memory, and leave their registers to larger tiles
   int blocks_per_sm;      // that registers shall leave room for
 
   int rows() const { return warpgroups * 4 * row_tiles * 16; }

@@ -12,15 +12,15 @@ TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores) {
     const int keys = is_small ? 64 : scores == TensorScores::branches && head_dim > 128 ? 16 : 32;
     return {head_dim, keys, 2, 1, 2, false, false, false, false, 1};
   }
-  // keys, warpgroups, row_tiles, stages, copy_warpgroup, overlap, early_value_wait, early_bias, blocks_per_sm
+  // keys, warpgroups, row_tiles, stages, copy_warpgroup, overlap, early_value_wait, shared_queries, blocks_per_sm
   if (!hopper) {
     if (head_dim <= 64) return {head_dim, 64, 1, 2, 2, false, false, false, false, 2};
-    if (head_dim <= 128) return {head_dim, 64, 2, 1, 2, false, false, false, false, 1};
+    if (head_dim <= 128) return {head_dim, 64, 1, 2, 2, false, false, false, true, 1};
     return {head_dim, 32, 2, 1, 2, false, false, false, false, 1};
   }
   if (head_dim <= 64) return {head_dim, 128, 2, 1, 2, false, false, false, false, 2};
-  if (head_dim <= 128) return {head_dim, 128, 2, 1, 2, true, true, !plain, !plain, 1};
-  return {head_dim, 64, 2, 1, 2, true, true, !plain, !plain, 1};
+  if (head_dim <= 128) return {head_dim, 128, 2, 1, 2, true, true, !plain, false, 1};
+  return {head_dim, 64, 2, 1, 2, true, true, !plain, false, 1};
 }
 
 void schedule_tensor(TensorFuncs &f, const TensorTiles &tiles) {
