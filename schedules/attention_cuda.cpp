@@ -13,7 +13,7 @@ constexpr int kWarp = 32;
 AttentionTiles attention_tiles_cuda(int head_dim, int bytes, bool decode) {
   // Shared memory stays below the 99 KB that a block of threads may have on the smallest cards.
   if (!decode) {
-    const int rows = head_dim <= 64 ? 64 : head_dim <= 128 ? 32 : 16;
+    const int rows = head_dim <= 128 ? 32 : 16;
     return {head_dim, rows, rows, head_dim <= 64 ? 64 : 32, 8, 0, 0};
   }
   // A block of keys has about 32 KB: what is in flight from memory at a time.
@@ -77,6 +77,9 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
   };
 
   const LoopLevel per_task(f.out, heads);
+
+  // Stored, or Halide would not see that they bound the loop over blocks of keys.
+  f.range.compute_at(per_task).bound_extent(row_block, 1).bound_extent(batch, 1);
 
   f.query.compute_at(per_task).bound_extent(d, D).split(d, dv, dx, kWarp);
   bounded(f.query);
@@ -255,15 +258,14 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
         .gpu_threads(dx, warp);
   }
 
-  for (Func g : {f.total, f.inverse, f.row_lse}) {
+  Func total_shared = f.total.in({f.inverse, f.row_lse});
+  for (Func g : {total_shared, f.inverse, f.row_lse}) {
     g.compute_at(per_task);
     bounded(g);
     g.split(row, ro, ri, kWarp, TailStrategy::GuardWithIf).reorder(ro, ri).gpu_threads(ri);
   }
-  f.total.update()
-      .split(row, ro, ri, kWarp, TailStrategy::GuardWithIf)
-      .reorder(f.rx.x, ro, ri)
-      .gpu_threads(ri);
+  f.total.compute_at(total_shared, ro);
+  bounded_to_one(f.total);
 }
 
 }  // namespace posattn::schedules
