@@ -177,7 +177,8 @@ class ScoreGenerator : public Halide::Generator<T> {
   // the table.
   Expr scaled(const Expr &product, const Expr &key) {
     offsets_added_ = true;
-    return product * scale + Halide::select(has_offsets, offset_bias(key, {query_of(row), head_of(row, head), batch}), 0.f);
+    return product * scale +
+           Halide::select(has_offsets, offset_bias(key, {query_of(row), head_of(row, head), batch}), 0.f);
   }
 
   // What a schedule may rely on: no offsets, and the packed forms dense.
@@ -239,14 +240,16 @@ class ScoreGenerator : public Halide::Generator<T> {
   std::vector<Term> terms(const ScoreRow &at) {
     using namespace Halide;
     std::vector<Term> all;
-    all.push_back({"softcap", softcap > 0.f, [this](const Expr &s, const Expr &) { return softcap * tanh_(s / softcap); }});
+    all.push_back({"softcap", softcap > 0.f,
+                   [this](const Expr &s, const Expr &) { return softcap * tanh_(s / softcap); }});
     for (const std::string &name : split_branches(branches)) {
       all.push_back({"branch", Expr(true), [=](const Expr &s, const Expr &key) {
                        return with_branch(find_branch(name), s, key, at);
                      }});
     }
     if (!offsets_added_) {
-      all.push_back({"offsets", has_offsets, [=](const Expr &s, const Expr &key) { return s + offset_bias(key, at); }});
+      all.push_back(
+          {"offsets", has_offsets, [=](const Expr &s, const Expr &key) { return s + offset_bias(key, at); }});
     }
     // What is hidden stays hidden. Sums of finite terms stay visible, as only -infinity hides.
     const auto biased = [](const Expr &s, const Expr &bias) {

@@ -21,16 +21,17 @@ Ampere::Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat)
   std::string text =
       "\t{ .reg .b32 thread, lane, a, b, c; mov.u32 %shared, posattn_shared; mov.f32 %zero, 0f00000000;\n"
       "\tmov.u32 thread, %tid.x; mov.u32 a, %tid.y; mad.lo.u32 thread, a, 128, thread;\n"
-      "\tand.b32 lane, thread, 31; shr.u32 %warp, thread, 5; and.b32 %piece, thread, 7; shr.u32 %row, thread, 3;\n"
+      "\tand.b32 lane, thread, 31; shr.u32 %warp, thread, 5; and.b32 %piece, thread, 7; shr.u32 %row, "
+      "thread, 3;\n"
       "\tand.b32 a, %row, 7; xor.b32 a, a, %piece; shl.b32 a, a, 4; mad.lo.u32 %copy, %row, 128, a;\n";
   for (int j = 0; j < 4; j++) {
     // Keys: matrices 0 and 1 are side by side, 2 and 3 eight rows below. Values and queries: 1 is below 0.
     text += "\tshr.u32 a, lane, 4; shr.u32 b, lane, 3; and.b32 b, b, 1; and.b32 c, lane, 7;\n";
     for (const bool is_key : {true, false}) {
       const std::string below = is_key ? "a" : "b", beside = is_key ? "b" : "a";
-      text += "\t{ .reg .b32 r, p; mad.lo.u32 r, " + below + ", 8, c; add.u32 p, " + beside + ", " + number(2 * j) +
-              "; xor.b32 p, p, c; shl.b32 p, p, 4; mad.lo.u32 " + (is_key ? "%across" : "%along") + number(j) +
-              ", r, 128, p; }\n";
+      text += "\t{ .reg .b32 r, p; mad.lo.u32 r, " + below + ", 8, c; add.u32 p, " + beside + ", " +
+              number(2 * j) + "; xor.b32 p, p, c; shl.b32 p, p, 4; mad.lo.u32 " +
+              (is_key ? "%across" : "%along") + number(j) + ", r, 128, p; }\n";
     }
   }
   ptx.at_entry(text + "\t}\n");
@@ -42,16 +43,19 @@ int Ampere::shared_bytes() const {
 }
 
 // Copies `rows` rows. What lies beyond the tensor, in channels or tokens, arrives as zeros.
-Halide::Expr Ampere::copy_tile(const TensorSource &source, const Expr &exists, const Expr &first_row, const Expr &head,
-                               const Expr &batch, int rows, const Expr &to, const Expr &token) {
-  const Expr start = source.address + cast<uint64_t>((cast<int64_t>(source.batch_stride) * batch +
-                                                      cast<int64_t>(source.head_stride) * head) *
-                                                     2);
+Halide::Expr Ampere::copy_tile(const TensorSource &source, const Expr &exists, const Expr &first_row,
+                               const Expr &head, const Expr &batch, int rows, const Expr &to,
+                               const Expr &token) {
+  const Expr start =
+      source.address +
+      cast<uint64_t>((cast<int64_t>(source.batch_stride) * batch + cast<int64_t>(source.head_stride) * head) *
+                     2);
   const int step = threads() / 8;
   std::string text =
       "\t{ .reg .b64 from, at, bytes; .reg .b32 to, row, size, whole, left; .reg .pred p, q, here;\n"
       "\tsetp.ne.s32 here, $0, 0; @!here bra SKIP$u;\n"
-      "\tadd.s32 row, $2, %row; mul.wide.s32 bytes, row, $3; shl.b64 bytes, bytes, 1; add.s64 from, $1, bytes;\n"
+      "\tadd.s32 row, $2, %row; mul.wide.s32 bytes, row, $3; shl.b64 bytes, bytes, 1; add.s64 from, $1, "
+      "bytes;\n"
       "\tmul.wide.u32 bytes, %piece, 16; add.s64 from, from, bytes; cvta.to.global.u64 from, from;\n"
       "\tmul.wide.s32 bytes, $3, " +
       number(step * 2) + "; add.u32 to, %shared, %copy; add.u32 to, to, $6;\n";
@@ -63,20 +67,22 @@ Halide::Expr Ampere::copy_tile(const TensorSource &source, const Expr &exists, c
     const int pieces = std::min(8, (tiles.head_dim - 64 * c) / 8);
     if (pieces < 8) text += "\tsetp.lt.u32 q, %piece, " + number(pieces) + ";\n";
     for (int i = 0; i < rows / step; i++) {
-      text += "\tsetp.lt.s32 p, row, $4; selp.b32 size, whole, 0, p; " + std::string(pieces < 8 ? "@q " : "") +
-              "cp.async.cg.shared.global [to+" + number(c * rows * 128 + i * step * 128) +
+      text += "\tsetp.lt.s32 p, row, $4; selp.b32 size, whole, 0, p; " +
+              std::string(pieces < 8 ? "@q " : "") + "cp.async.cg.shared.global [to+" +
+              number(c * rows * 128 + i * step * 128) +
               "], [at], 16, size; add.s64 at, at, bytes; add.s32 row, row, " + number(step) + ";\n";
     }
   }
-  return ops.ptx.effect(text + "\tSKIP$u: }\n", {cast<int>(exists), start, first_row, source.token_stride, source.tokens,
-                                                 source.channels * 2, to, token});
+  return ops.ptx.effect(text + "\tSKIP$u: }\n", {cast<int>(exists), start, first_row, source.token_stride,
+                                                 source.tokens, source.channels * 2, to, token});
 }
 
 Halide::Expr Ampere::copy_block(const TensorTask &task, const Expr &step, const Expr &token) {
   const Expr stage = (step & (tiles.stages - 1)) * tile_bytes(), first = task.block(step) * tiles.keys;
   const Expr exists = step < task.steps;
   Expr done = copy_tile(task.k, exists, first, task.kv_head, task.batch, tiles.keys, stage, token);
-  done = copy_tile(task.v, exists, first, task.kv_head, task.batch, tiles.keys, stage + tiles.stages * tile_bytes(), done);
+  done = copy_tile(task.v, exists, first, task.kv_head, task.batch, tiles.keys,
+                   stage + tiles.stages * tile_bytes(), done);
   return ops.ptx.effect("\tcp.async.commit_group;", {done});
 }
 
@@ -106,16 +112,16 @@ Halide::Expr Ampere::load_queries(const Expr &token) {
 std::string Ampere::multiply(const std::string &sum, int first, const std::string &a, const std::string &b,
                              bool from_zero) const {
   const std::string registers = register_list(sum, first, 4);
-  return "\tmma.sync.aligned.m16n8k16.row.col.f32." + type_name() + "." + type_name() + ".f32 " + registers + ", " + a +
-         ", " + b + ", " + (from_zero ? "{%zero,%zero,%zero,%zero}" : registers) + ";\n";
+  return "\tmma.sync.aligned.m16n8k16.row.col.f32." + type_name() + "." + type_name() + ".f32 " + registers +
+         ", " + a + ", " + b + ", " + (from_zero ? "{%zero,%zero,%zero,%zero}" : registers) + ";\n";
 }
 
 // %S = the queries times the keys.
 Halide::Expr Ampere::multiply_keys(const Expr &keys, const Expr &token) {
   const int columns = tiles.keys / 8, steps = tiles.head_dim / 16;
   std::string text = "\t{ .reg .b32 at, a, f<4>, keys, q<" + number(4 * tiles.row_tiles) +
-                     ">; add.u32 keys, %shared, $0; mad.lo.u32 at, %warp, " + number(tiles.row_tiles * 16 * 128) +
-                     ", %shared;\n";
+                     ">; add.u32 keys, %shared, $0; mad.lo.u32 at, %warp, " +
+                     number(tiles.row_tiles * 16 * 128) + ", %shared;\n";
   for (int k = 0; k < steps; k++) {
     if (tiles.shared_queries) text += load_query_step(k, "q");
     text += "\tadd.u32 a, keys, %across" + number(k % 4) + ";\n";
@@ -126,7 +132,8 @@ Halide::Expr Ampere::multiply_keys(const Expr &keys, const Expr &token) {
         for (int side = 0; side < 2; side++) {
           const std::string queries = tiles.shared_queries ? register_list("q", m * 4, 4)
                                                            : register_list("%Q", (m * steps + k) * 4, 4);
-          text += multiply("%S", (m * columns + n + side) * 4, queries, side == 0 ? "{f0,f1}" : "{f2,f3}", k == 0);
+          text += multiply("%S", (m * columns + n + side) * 4, queries, side == 0 ? "{f0,f1}" : "{f2,f3}",
+                           k == 0);
         }
       }
     }
@@ -179,7 +186,8 @@ Halide::Expr Ampere::accumulate(const TensorTask &, const Step &step, const std:
   Expr done = token;
   if (!step.is_first) done = scale_outputs(decay, done);
   done = pack_weights(weights, done);
-  return multiply_values((step.index & (tiles.stages - 1)) * tile_bytes() + tiles.stages * tile_bytes(), done);
+  return multiply_values((step.index & (tiles.stages - 1)) * tile_bytes() + tiles.stages * tile_bytes(),
+                         done);
 }
 
 Halide::Expr Ampere::finish(const TensorTask &, const Expr &token) { return token; }

@@ -1,5 +1,5 @@
-// Tensor cores of Ampere and later (sm_80): mma.sync multiplies fragments in registers, which ldmatrix loads from
-// shared memory, which cp.async fills.
+// Tensor cores of Ampere and later (sm_80): mma.sync multiplies fragments in registers, which ldmatrix loads
+// from shared memory, which cp.async fills.
 #pragma once
 
 #include <string>
@@ -38,8 +38,8 @@ class Ampere : public TensorBackend {
   std::string multiply(const std::string &sum, int first, const std::string &a, const std::string &b,
                        bool from_zero) const;
 
-  // A tile in shared memory is a row of chunks, each 64 channels wide: rows of 128 bytes whose eight pieces of 16
-  // are permuted by the row, so that no two lanes of ldmatrix meet in a bank.
+  // A tile in shared memory is a row of chunks, each 64 channels wide: rows of 128 bytes whose eight pieces
+  // of 16 are permuted by the row, so that no two lanes of ldmatrix meet in a bank.
   int chunks_;
 };
 
