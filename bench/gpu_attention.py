@@ -201,7 +201,7 @@ class Flex:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
-    parser.add_argument("--quick", action="store_true", help="fewer shapes, no FlexAttention")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes, no FlexAttention, bfloat16 alone")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", help="append rows to this file")
     parser.add_argument("--commit", default="", help="of the library, for the rows")
@@ -222,68 +222,64 @@ def main():
     run["worst_error"] = check(kernels)
     print(f"checked; largest error {run['worst_error']:.2f} of what is allowed", flush=True)
 
-    flex = None if options.quick else Flex()
+    # FlexAttention compiles for seconds for each call, so it comes last and with fewer of them.
     lengths = (512, 4096) if options.quick else (512, 1024, 2048, 4096, 8192, 16384)
-    ratios = {}
-    for dtype in (torch.bfloat16, torch.float16):
-        for dim in (64, 128):
-            for tokens in lengths:
-                if dtype == torch.float16 and tokens not in (1024, 4096):
-                    continue
-                batch, heads = TOKENS // tokens, CHANNELS // dim
-                q, k, v = (torch.randn(batch, heads, tokens, dim, device=DEVICE).to(dtype) for _ in range(3))
-                table, zero = tabulated(heads, tokens, tokens)
-                alibi = torch.arange(1, heads + 1, device=DEVICE) * (-0.25 / heads)
-                for causal in (False, True):
-                    ours = lambda kind, target, **extra: kernels.prepare(kind, target, q, k, v, causal, **extra)[0]
-                    runs = {
-                        "plain sm90a": ours("prefill_plain", "sm90a"),
-                        "plain sm80": ours("prefill_plain", "sm80"),
-                        "cudnn": sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v, causal),
-                        "flash": sdpa(SDPBackend.FLASH_ATTENTION, q, k, v, causal),
-                        "table sm90a": ours("prefill_offsets", "sm90a", offsets=table, offset_zero=zero),
-                        "table sm80": ours("prefill_offsets", "sm80", offsets=table, offset_zero=zero),
-                    }
-                    if flex and dtype == torch.bfloat16 and tokens in (1024, 4096):
-                        runs["flex"] = flex.prepare(q, k, v, causal)
-                        runs["flex alibi"] = flex.prepare(
-                            q, k, v, causal, lambda s, b, h, i, j: s + alibi[h] * (i - j).abs()
-                        )
-                        runs["flex table"] = flex.prepare(
-                            q, k, v, causal, lambda s, b, h, i, j: s + table[h, j - i + zero]
-                        )
-                    if dtype == torch.bfloat16 and tokens == 1024:
-                        mask = torch.randn(1, heads, tokens, tokens, device=DEVICE)
-                        runs["dense sm90a"] = ours("prefill_dense", "sm90a", dense=mask.expand(batch, -1, -1, -1))
-                        if not causal:
-                            half = mask.to(dtype)
-                            runs["cudnn dense"] = sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v, False, half)
-                    times = {}
-                    for name in list(runs):
-                        try:
-                            runs[name]()
-                        except Exception as error:  # a peer that does not take this call
-                            print(f"{name}: {str(error).splitlines()[0][:100]}")
-                            del runs[name]
-                    times = take_turns(runs, options.rounds)
-                    flop = 4 * batch * heads * tokens * tokens * dim / (2 if causal else 1)
-                    rate = {name: flop / ms / 1e9 for name, ms in times.items()}
-                    name = str(dtype).split(".")[1]
-                    rows.append({"kind": "row", "type": name, "D": dim, "S": tokens, "B": batch, "H": heads,
-                                 "causal": causal, "ms": times, "tflops": rate})  # fmt: skip
-                    print(f"{name} D {dim} S {tokens} causal {causal:d}: " +
-                          "  ".join(f"{n} {x:.0f}" for n, x in rate.items()), flush=True)  # fmt: skip
+    jobs = [(torch.bfloat16, dim, tokens, causal, False) for dim in (64, 128) for tokens in lengths for causal in (0, 1)]
+    if not options.quick:
+        jobs += [(torch.float16, dim, tokens, 0, False) for dim in (64, 128) for tokens in (1024, 4096)]
+        jobs += [(torch.bfloat16, dim, 4096, causal, True) for dim in (64, 128) for causal in (0, 1)]
+    flex, ratios = Flex(), {}
+    for dtype, dim, tokens, causal, with_flex in jobs:
+        batch, heads = TOKENS // tokens, CHANNELS // dim
+        q, k, v = (torch.randn(batch, heads, tokens, dim, device=DEVICE).to(dtype) for _ in range(3))
+        table, zero = tabulated(heads, tokens, tokens)
 
-                    def against(title, mine, peers):
-                        known = [times[peer] for peer in peers if peer in times]
-                        if mine in times and known:
-                            ratios.setdefault(title, []).append(min(known) / times[mine])
+        def ours(kind, target, q=q, k=k, v=v, causal=causal, **extra):
+            return kernels.prepare(kind, target, q, k, v, bool(causal), **extra)[0]
 
-                    against("plain/best", "plain sm90a", ("cudnn", "flash", "flex"))
-                    against("alibi/flex", "table sm90a", ("flex alibi",))
-                    against("table/flex", "table sm90a", ("flex table",))
-                    against("sm80/flash", "plain sm80", ("flash",))
-                    against("dense/cudnn", "dense sm90a", ("cudnn dense",))
+        runs = {"table sm90a": ours("prefill_offsets", "sm90a", offsets=table, offset_zero=zero)}
+        if with_flex:
+            slopes = torch.arange(1, heads + 1, device=DEVICE) * (-0.25 / heads)
+            runs["flex alibi"] = flex.prepare(
+                q, k, v, causal, lambda s, b, h, i, j, slopes=slopes: s + slopes[h] * (i - j).abs()
+            )
+            runs["flex table"] = flex.prepare(
+                q, k, v, causal, lambda s, b, h, i, j, table=table, zero=zero: s + table[h, j - i + zero]
+            )
+        else:
+            runs["plain sm90a"] = ours("prefill_plain", "sm90a")
+            runs["plain sm80"] = ours("prefill_plain", "sm80")
+            runs["table sm80"] = ours("prefill_offsets", "sm80", offsets=table, offset_zero=zero)
+            runs["cudnn"] = sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v, bool(causal))
+            runs["flash"] = sdpa(SDPBackend.FLASH_ATTENTION, q, k, v, bool(causal))
+        if dtype == torch.bfloat16 and tokens == 1024 and not causal:
+            mask = torch.randn(1, heads, tokens, tokens, device=DEVICE)
+            runs["dense sm90a"] = ours("prefill_dense", "sm90a", dense=mask.expand(batch, -1, -1, -1))
+            runs["cudnn dense"] = sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v, False, mask.to(dtype))
+        for name in list(runs):
+            try:
+                runs[name]()
+            except Exception as error:  # a peer that does not take this call
+                print(f"{name}: {str(error).splitlines()[0][:100]}")
+                del runs[name]
+        times = take_turns(runs, options.rounds)
+        flop = 4 * batch * heads * tokens * tokens * dim / (2 if causal else 1)
+        rate = {name: flop / ms / 1e9 for name, ms in times.items()}
+        type_name = str(dtype).split(".")[1]
+        rows.append({"kind": "row", "type": type_name, "D": dim, "S": tokens, "B": batch, "H": heads,
+                     "causal": causal, "ms": times, "tflops": rate})  # fmt: skip
+        print(f"{type_name} D {dim} S {tokens} causal {causal}: " + "  ".join(f"{n} {x:.0f}" for n, x in rate.items()),
+              flush=True)  # fmt: skip
+        for title, mine, peers in (
+            ("plain/best", "plain sm90a", ("cudnn", "flash")),
+            ("alibi/flex", "table sm90a", ("flex alibi",)),
+            ("table/flex", "table sm90a", ("flex table",)),
+            ("sm80/flash", "plain sm80", ("flash",)),
+            ("dense/cudnn", "dense sm90a", ("cudnn dense",)),
+        ):
+            known = [times[peer] for peer in peers if peer in times]
+            if mine in times and known:
+                ratios.setdefault(title, []).append(min(known) / times[mine])
     goals = {"plain/best": 1.05, "alibi/flex": 1.3, "table/flex": 1.3, "sm80/flash": 1.0, "dense/cudnn": 1.2}
     for title, values in ratios.items():
         mean = math.exp(sum(map(math.log, values)) / len(values))
