@@ -15,8 +15,10 @@ import ctypes
 import datetime
 import json
 import math
+import os
 import statistics
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +60,7 @@ class Attention(ctypes.Structure):
 
 class Kernels:
     def __init__(self, path):
-        self.library = ctypes.CDLL(path)
+        self.library = ctypes.CDLL(os.path.abspath(path))
         self.library.gpu_attention.restype = ctypes.c_char_p
         self.library.gpu_attention.argtypes = [ctypes.POINTER(Attention)]
         self.zeros = torch.zeros(4096, device=DEVICE)
@@ -111,6 +113,17 @@ def spread(table, zero, queries, keys):
     return table[:, offset + zero][None]
 
 
+def wait(what, seconds=5):
+    """For the GPU; a kernel that does not end ends the program."""
+    done = torch.cuda.Event()
+    done.record()
+    end = time.monotonic() + seconds
+    while not done.query():
+        if time.monotonic() > end:
+            print(f"hangs: {what}", flush=True)
+            os._exit(1)
+
+
 def check(kernels):
     """Every kernel on odd shapes; the worst error as a share of what is allowed."""
     worst = 0
@@ -129,7 +142,7 @@ def check(kernels):
                             extra["dense"] = bias = torch.randn(2, heads, queries, keys, device=DEVICE)
                         run, out, lse = kernels.prepare(kind, target, q, k, v, causal, **extra)
                         run()
-                        torch.cuda.synchronize()
+                        wait(f"{target} {kind} D {dim} {dtype} {queries} x {keys} causal {causal}")
                         exact, exact_lse = reference(q, k, v, causal, bias, torch.float64)
                         naive, _ = reference(q, k, v, causal, bias, dtype)
                         allowed = 2 * (naive - exact).abs().max().item() + 1e-6

@@ -1,6 +1,7 @@
 #include "lowering/ptx_kernel.h"
 
 #include <stdexcept>
+#include <vector>
 
 namespace posattn {
 
@@ -33,7 +34,7 @@ Stmt DropTokens::visit(const Evaluate *op) {
 
 namespace {
 
-// The condition around the stores to a Func, and the names that are defined in the same statement.
+// All conditions around the store to a Func, and the names that are defined on the way.
 class FindGuard : public IRVisitor {
  public:
   explicit FindGuard(const std::string &func) : func_(func) {}
@@ -43,14 +44,16 @@ class FindGuard : public IRVisitor {
  protected:
   using IRVisitor::visit;
   void visit(const IfThenElse *op) override {
-    const bool had_store = has_store_;
-    has_store_ = false;
+    around_.push_back(op->condition);
     op->then_case.accept(this);
-    if (has_store_) guard = op->condition;
+    around_.back() = !op->condition;
     if (op->else_case.defined()) op->else_case.accept(this);
-    has_store_ = has_store_ || had_store;
+    around_.pop_back();
   }
-  void visit(const Store *op) override { has_store_ = has_store_ || op->name.rfind(func_ + ".", 0) == 0; }
+  void visit(const Store *op) override {
+    if (op->name.rfind(func_ + ".", 0) != 0) return;
+    for (const Halide::Expr &condition : around_) guard = guard.defined() ? guard && condition : condition;
+  }
   void visit(const LetStmt *op) override {
     defined.push(op->name);
     op->body.accept(this);
@@ -58,7 +61,7 @@ class FindGuard : public IRVisitor {
 
  private:
   std::string func_;
-  bool has_store_ = false;
+  std::vector<Halide::Expr> around_;
 };
 
 void check_usable(const Halide::Expr &guard, const Scope<> &defined) {
