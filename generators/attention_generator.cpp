@@ -138,21 +138,13 @@ class Attention : public ScoreGenerator<Attention> {
     std::vector<Expr> state{Expr(kMaximumStart), Expr(0.f)};
     state.resize(2 + vectors, Expr(0.f));
     f.state(x, row, split, row_block, head, batch) = Tuple(state);
-    // All blocks of keys that some row sees.
-    const Expr first_block = max(first_key / tiling.keys(), split * split_blocks);
-    const Expr end_block = min((end_key + tiling.keys() - 1) / tiling.keys(), (split + 1) * split_blocks);
-    Expr this_block;
-    if (is_packed()) {
-      f.rb = RDom(0, (num_keys(tiling) + tiling.keys() - 1) / tiling.keys(), "rb");
-      f.rb.where(f.rb >= first_block);
-      f.rb.where(f.rb < end_block);  // both become the loop's bounds
-      this_block = f.rb;
-    } else {
-      // On a GPU they do not, so that a split counts its own blocks, and stops doing anything after the last.
-      f.rb = RDom(0, split_blocks, "rb");
-      f.rb.where(first_block + f.rb < end_block);
-      this_block = first_block + f.rb;
-    }
+    // All blocks of keys that some row sees. On a CPU the bounds become the loop's; on a GPU a block of
+    // threads passes over those of its split that it has no use for.
+    const Expr num_blocks = (num_keys(tiling) + tiling.keys() - 1) / tiling.keys();
+    f.rb = RDom(0, is_packed() ? num_blocks : Expr(split_blocks), "rb");
+    const Expr this_block = is_packed() ? Expr(f.rb) : split * split_blocks + f.rb;
+    f.rb.where(this_block >= max(first_key / tiling.keys(), split * split_blocks));
+    f.rb.where(this_block < min((end_key + tiling.keys() - 1) / tiling.keys(), (split + 1) * split_blocks));
     {
       const FuncRef s = f.state(x, row, split, row_block, head, batch);
       const Expr block_maximum = f.maximum(row, this_block, row_block, head, batch);
@@ -180,8 +172,8 @@ class Attention : public ScoreGenerator<Attention> {
     for (int i = 1; i < vectors; i++) sum = select(d / lanes == i, Expr(s[2 + i]), sum);
     Expr result = sum * f.inverse(row, split, row_block, head, batch);
     if (!is_packed()) {
-      // Never so. Halide 21 gives shared memory that is last read in a loop to what the same loop writes later;
-      // queries and ranges are needed in every iteration.
+      // Never so. Halide 21 gives shared memory that is last read in a loop to what the same loop writes
+      // later; queries and ranges are needed in every iteration.
       const Expr never = max(range[0], range[1], range[2]) > range[3];
       result = select(never, f.query(d, row, row_block, head, batch), result);
     }

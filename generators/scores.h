@@ -193,6 +193,7 @@ class ScoreGenerator : public Halide::Generator<T> {
     from_zero(add_mask), from_zero(dense_bias), from_zero(keep_mask), from_zero(offsets);
     from_zero(q_positions), from_zero(k_positions);
     from_zero(q_positions_low), from_zero(k_positions_low);
+    if (lengths_) lengths_->dim(0).set_stride(Expr());  // of 32 or 64 bits
     if (is_packed()) {
       keys_->dim(0).set_bounds(0, tiling.lanes);
       keys_->dim(1).set_stride(tiling.lanes);
