@@ -197,22 +197,25 @@ class Attention : public ScoreGenerator<Attention> {
     std::vector<Expr> state{Expr(kMaximumStart), Expr(0.f)};
     state.resize(2 + vectors, Expr(0.f));
     f.state(x, row, split, row_block, head, batch) = Tuple(state);
-    // All blocks of keys; the bounds below become those of the loop.
-    f.rb = RDom(0, (num_keys(tiling) + tiling.keys() - 1) / tiling.keys(), "rb");
-    f.rb.where(f.rb >= max(first_key / tiling.keys(), split * split_blocks));
-    f.rb.where(f.rb < min((end_key + tiling.keys() - 1) / tiling.keys(), (split + 1) * split_blocks));
+    // All blocks of keys that some row sees. On a CPU the bounds become the loop's; on a GPU a block of
+    // threads passes over those of its split that it has no use for.
+    const Expr num_blocks = (num_keys(tiling) + tiling.keys() - 1) / tiling.keys();
+    f.rb = RDom(0, is_packed() ? num_blocks : Expr(split_blocks), "rb");
+    const Expr this_block = is_packed() ? Expr(f.rb) : split * split_blocks + f.rb;
+    f.rb.where(this_block >= max(first_key / tiling.keys(), split * split_blocks));
+    f.rb.where(this_block < min((end_key + tiling.keys() - 1) / tiling.keys(), (split + 1) * split_blocks));
     {
       const FuncRef s = f.state(x, row, split, row_block, head, batch);
-      const Expr block_maximum = f.maximum(row, f.rb, row_block, head, batch);
+      const Expr block_maximum = f.maximum(row, this_block, row_block, head, batch);
       const Expr maximum = max(Expr(s[0]), block_maximum);
       // One of the two keeps its scale.
       const Expr decay = exp_nonpositive(-abs(Expr(s[0]) - block_maximum));
       const Expr keep_old = select(Expr(s[0]) >= block_maximum, 1.f, decay);
       const Expr keep_new = select(Expr(s[0]) >= block_maximum, decay, 1.f);
-      state = {maximum, Expr(s[1]) * keep_old + f.sum(x, row, f.rb, row_block, head, batch) * keep_new};
+      state = {maximum, Expr(s[1]) * keep_old + f.sum(x, row, this_block, row_block, head, batch) * keep_new};
       for (int i = 0; i < vectors; i++) {
         state.push_back(Expr(s[2 + i]) * keep_old +
-                        f.block_output(i * lanes + x, row, f.rb, row_block, head, batch) * keep_new);
+                        f.block_output(i * lanes + x, row, this_block, row_block, head, batch) * keep_new);
       }
       f.state(x, row, split, row_block, head, batch) = Tuple(state);
     }
@@ -226,7 +229,14 @@ class Attention : public ScoreGenerator<Attention> {
     const FuncRef s = f.state(d % lanes, row, split, row_block, head, batch);
     Expr sum = s[2];
     for (int i = 1; i < vectors; i++) sum = select(d / lanes == i, Expr(s[2 + i]), sum);
-    f.result(d, row, split, row_block, head, batch) = sum * f.inverse(row, split, row_block, head, batch);
+    Expr result = sum * f.inverse(row, split, row_block, head, batch);
+    if (!is_packed()) {
+      // Never so. Halide 21 gives shared memory that is last read in a loop to what the same loop writes
+      // later; queries and ranges are needed in every iteration.
+      const Expr never = max(range[0], range[1], range[2]) > range[3];
+      result = select(never, f.query(d, row, row_block, head, batch), result);
+    }
+    f.result(d, row, split, row_block, head, batch) = result;
     f.row_lse(row, split, row_block, head, batch) =
         select(nothing_visible, reinterpret<float>(Expr(kMinusInfinityBits)),
                Expr(f.state(0, row, split, row_block, head, batch)[0]) + log(total));

@@ -25,11 +25,12 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   // See TensorTiles. -1: the schedule's own choice.
   GeneratorParam<int> key_block{"key_block", -1};
   GeneratorParam<int> warpgroups{"warpgroups", -1};
+  GeneratorParam<int> row_tiles{"row_tiles", -1};
   GeneratorParam<int> stages{"stages", -1};
   GeneratorParam<int> copy_warpgroup{"copy_warpgroup", -1};
   GeneratorParam<int> overlap{"overlap", -1};
   GeneratorParam<int> early_value_wait{"early_value_wait", -1};
-  GeneratorParam<int> early_bias{"early_bias", -1};
+  GeneratorParam<int> shared_queries{"shared_queries", -1};
   GeneratorParam<int> blocks_per_sm{"blocks_per_sm", -1};
 
   // Blocks of threads that share the tiles; as many as there are tiles at most.
@@ -44,7 +45,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     declare_inputs();
     out.set_type(type);
     stored_to = {"out", "lse"};
-    // Tensor maps: (channel, token, head, batch), 64 channels and `estimate` tokens a box, swizzled by 128 bytes.
+    // Tensor maps: (channel, token, head, batch), 64 channels and `estimate` tokens a box, swizzled by 128
+    // bytes.
     if (is_hopper()) {
       for (const char *name : {"q_map", "k_map", "v_map"}) maps_.push_back(add_input<uint64_t>(name));
     }
@@ -56,15 +58,17 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     // One copy of the code for every block of keys where the terms make it long.
     is_single_loop_ = terms == "all";
     using schedules::TensorScores;
-    const TensorScores scores = is_plain_          ? TensorScores::plain
-                                : !is_single_loop_ ? TensorScores::biased
+    const TensorScores scores = is_plain_                          ? TensorScores::plain
+                                : terms == "offsets"               ? TensorScores::table
+                                : terms == "dense"                 ? TensorScores::dense
                                 : split_branches(branches).empty() ? TensorScores::full
                                                                    : TensorScores::branches;
     TensorTiles chosen = schedules::tensor_tiles(is_hopper(), head_dim, scores);
     const auto set = [](auto &tile, int value) { tile = value >= 0 ? value : tile; };
-    set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.stages, stages);
+    set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.row_tiles, row_tiles);
+    set(chosen.stages, stages), set(chosen.shared_queries, shared_queries);
     set(chosen.copy_warpgroup, copy_warpgroup), set(chosen.overlap, overlap);
-    set(chosen.early_value_wait, early_value_wait), set(chosen.early_bias, early_bias);
+    set(chosen.early_value_wait, early_value_wait);
     set(chosen.blocks_per_sm, blocks_per_sm);
     tiles_ = std::make_unique<TensorTiles>(chosen);
     if (is_hopper()) {
@@ -77,11 +81,10 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     const int R = t.thread_rows();
     ptx.declare_register(".f32 %m<" + number(R) + ">");
     ptx.declare_register(".f32 %l<" + number(R) + ">");
-    if (t.early_bias) ptx.declare_register(".f32 %B<" + number(bias_registers()) + ">");
     ptx.declare_register(".b32 %base<1>");  // steps of all tasks before
     const std::string threads = "\t.maxntid 128, " + number(t.groups()) + ", 1\n";
     ptx_head = {is_hopper() ? "8.4" : "7.0", is_hopper() ? "sm_90a" : "sm_80",
-            threads + "\t.minnctapersm " + number(t.blocks_per_sm) + "\n"};
+                threads + "\t.minnctapersm " + number(t.blocks_per_sm) + "\n"};
     assemble_for = ptx_head.target;
     embeds_text = !is_hopper();
     declare_layout({1, 1});
@@ -97,8 +100,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       maps_[i]->set_estimate(static_cast<uint64_t>(i == 0 ? t.rows() : t.keys));
     }
 
-    // Blocks of threads take tiles in turns, and every other turn in reverse: causal tiles differ, and so each
-    // block gets large and small ones. A kernel without a copy warpgroup has a block for each tile.
+    // Blocks of threads take tiles in turns, and every other turn in reverse: causal tiles differ, and so
+    // each block gets large and small ones. A kernel without a copy warpgroup has a block for each tile.
     const Expr queries = q.dim(1).extent(), heads = q.dim(2).extent();
     tile_count_ = (queries + t.rows() - 1) / t.rows();
     const Expr items = tile_count_ * heads * q.dim(3).extent();
@@ -110,7 +113,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     share_ = share(of_thread());
 
     // The algorithm.
-    Func setup("setup"), rounds("rounds"), enter("enter"), plan("plan"), length("length"), start("start"), first("first"), loop("loop"), last("last");
+    Func setup("setup"), rounds("rounds"), enter("enter"), plan("plan"), length("length"), start("start"),
+        first("first"), loop("loop"), last("last");
     setup(of_thread()) = backend_->setup({task_of(0), task_of(1)}, ops.fill("%base", 1, 0.f, 0));
 
     // Tasks that are made ahead of time are read where they were posted: making them takes divisions.
@@ -122,13 +126,14 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     // blocks of keys, which then cost up to a tenth of the time.
     for (Expr *x : {&task.steps, &task.masked}) *x = ops.after(*x, enter(of_round()));
     const Expr steps_before = ptx.read(Int(32), "\tmov.b32 $r, %base0;", {enter(of_round())});
-    plan(of_round()) = Tuple(task.steps, task.masked, task.last_block, task.first_block, task.right, steps_before,
-                             task.first_row, task.head, task.kv_head, task.batch);
+    plan(of_round()) = Tuple(task.steps, task.masked, task.last_block, task.first_block, task.right,
+                             steps_before, task.first_row, task.head, task.kv_head, task.batch);
     const FuncRef planned = plan(of_round());
     task.steps = planned[0], task.masked = planned[1];
     task.last_block = planned[2], task.first_block = planned[3], task.right = planned[4];
     task.steps_before = t.copy_warpgroup ? Expr(planned[5]) : Expr(0);
-    if (t.copy_warpgroup) task.first_row = planned[6], task.head = planned[7], task.kv_head = planned[8], task.batch = planned[9];
+    if (t.copy_warpgroup)
+      task.first_row = planned[6], task.head = planned[7], task.kv_head = planned[8], task.batch = planned[9];
     length(of_round()) = length_of(bounded(task.batch, q.dim(3).extent()));
     visible_keys_ = length(of_round());
     task_ = task;
@@ -145,13 +150,15 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       loop(of_round()) = start(of_round());
       loop(of_round()) = loop(of_round()) + every(at(f.masked_steps));
     } else {
-      first(of_round()) = key_block_of("_first", {Expr(0), task.last_block, true}, Kind::first, start, f.first)(at(0));
+      first(of_round()) =
+          key_block_of("_first", {Expr(0), task.last_block, true}, Kind::first, start, f.first)(at(0));
       f.of_round.push_back(first);
       f.masked_steps = RDom(1, most_steps, "masked_steps");
       f.masked_steps.where(f.masked_steps < task.masked);
       f.inner_steps = RDom(1, most_steps, "inner_steps");
       f.inner_steps.where(f.inner_steps >= task.masked && f.inner_steps < task.steps);
-      Func masked = key_block_of("_masked", {step, task.masked_block(step), false}, Kind::masked, first, f.masked);
+      Func masked =
+          key_block_of("_masked", {step, task.masked_block(step), false}, Kind::masked, first, f.masked);
       Func inner = key_block_of("_inner", {step, task.inner_block(step), false}, Kind::inner, first, f.inner);
       loop(of_round()) = first(of_round());
       loop(of_round()) = loop(of_round()) + masked(at(f.masked_steps));
@@ -166,11 +173,13 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     std::vector<Expr> sums, results;
     for (int r = 0; r < R; r++) sums.push_back(over_row(ops.get("%l" + number(r), last(of_round())), false));
     sum(of_round()) = Tuple(sums);
-    result(of_round()) = ptx.effect("\tadd.u32 %base0, %base0, $0;", {task.steps, store(sum(of_round()), last(of_round()))});
+    result(of_round()) =
+        ptx.effect("\tadd.u32 %base0, %base0, $0;", {task.steps, store(sum(of_round()), last(of_round()))});
 
     f.round = t.copy_warpgroup ? RDom(0, items / block_count_ + 1, "round") : RDom(0, 1, "round");
     rounds(of_thread()) = setup(of_thread());
-    rounds(of_thread()) = rounds(of_thread()) + result(thread, warpgroup, f.round, block_, block_y_, block_z_);
+    rounds(of_thread()) =
+        rounds(of_thread()) + result(thread, warpgroup, f.round, block_, block_y_, block_z_);
     done(of_thread()) = rounds(of_thread());
 
     f.done = done;
@@ -187,7 +196,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
   void schedule() {
     schedules::schedule_tensor(f, *tiles_);
-    get_pipeline().add_custom_lowering_pass(new DropTokens(f.done.name(), backend_->shared_bytes()));
+    get_pipeline().add_custom_lowering_pass(
+        new DropTokens(f.done.name(), f.loop.name(), backend_->shared_bytes()));
   }
 
  private:
@@ -197,16 +207,22 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
   std::vector<Var> of_thread() const { return {thread, warpgroup, block_, block_y_, block_z_}; }
   std::vector<Var> of_round() const { return {thread, warpgroup, round_, block_, block_y_, block_z_}; }
-  std::vector<Expr> at(const Expr &s) const { return {thread, warpgroup, s, round_, block_, block_y_, block_z_}; }
+  std::vector<Expr> at(const Expr &s) const {
+    return {thread, warpgroup, s, round_, block_, block_y_, block_z_};
+  }
   std::vector<Expr> at(const Expr &element, const Expr &s) const {
     return {element, thread, warpgroup, s, round_, block_, block_y_, block_z_};
   }
   std::vector<Var> vars_at() const { return {thread, warpgroup, step, round_, block_, block_y_, block_z_}; }
-  std::vector<Var> fragment_vars() const { return {i, thread, warpgroup, step, round_, block_, block_y_, block_z_}; }
+  std::vector<Var> fragment_vars() const {
+    return {i, thread, warpgroup, step, round_, block_, block_y_, block_z_};
+  }
 
   Expr blocks_up_to(const Expr &key) const { return (key + tiles_->keys - 1) / tiles_->keys; }
   // For Halide, which cannot know.
-  static Expr bounded(const Expr &index, const Expr &extent) { return unsafe_promise_clamped(index, 0, extent - 1); }
+  static Expr bounded(const Expr &index, const Expr &extent) {
+    return unsafe_promise_clamped(index, 0, extent - 1);
+  }
 
   Expr turn(const Expr &r) const {
     return r * block_count_ + select((r & 1) == 0, block_, block_count_ - 1 - block_);
@@ -249,8 +265,13 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   // By address and by map: a backend takes what it needs.
   template <typename I>
   TensorSource source(I &buffer, int map) {
-    return {device_address(buffer),    buffer.dim(1).stride(), buffer.dim(2).stride(), buffer.dim(3).stride(),
-            buffer.dim(1).extent(), buffer.dim(0).extent(), is_hopper() ? Expr(*maps_[map]) : Expr()};
+    return {device_address(buffer),
+            buffer.dim(1).stride(),
+            buffer.dim(2).stride(),
+            buffer.dim(3).stride(),
+            buffer.dim(1).extent(),
+            buffer.dim(0).extent(),
+            is_hopper() ? Expr(*maps_[map]) : Expr()};
   }
 
   // Scores stay products until the exponential where nothing is added to them.
@@ -261,21 +282,17 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
   // The r-th row of a thread, and the key of an element of its fragment.
   Expr row_at(int r) const {
-    return task_.first_row + (warpgroup * 4 + thread / 32) * (16 * tiles_->row_tiles) + r / 2 * 16 + thread % 32 / 4 +
-           r % 2 * 8;
+    return task_.first_row + (warpgroup * 4 + thread / 32) * (16 * tiles_->row_tiles) + r / 2 * 16 +
+           thread % 32 / 4 + r % 2 * 8;
   }
-  Expr row_of(const Expr &element) const {
-    return element / (tiles_->keys / 2) * 2 + element / 2 % 2;
-  }
+  Expr row_of(const Expr &element) const { return element / (tiles_->keys / 2) * 2 + element / 2 % 2; }
   Expr column(const Expr &element) const { return element % (tiles_->keys / 2) / 4 * 8 + element % 2; }
   Expr mux_row(const Expr &element, const std::vector<Expr> &of_rows) const {
     Expr value = of_rows[0];
-    for (size_t r = 1; r < of_rows.size(); r++) value = select(row_of(element) == static_cast<int>(r), of_rows[r], value);
+    for (size_t r = 1; r < of_rows.size(); r++)
+      value = select(row_of(element) == static_cast<int>(r), of_rows[r], value);
     return value;
   }
-
-  int first_bias() const { return 2 * (tiles_->thread_rows() - 1); }
-  int bias_registers() const { return tiles_->keys / 4 + first_bias(); }
 
   // Over the four threads that share a row.
   Expr over_row(Expr value, bool maximum) const {
@@ -298,88 +315,70 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return rows;
   }
 
-  // The tabulated bias: where a thread's first score of a block finds it, and any score's from there. A row
-  // further down is a column further left, so rows 8 apart share all values but those of 8 columns, which the
-  // compiler sees, as the loads are pure.
-  Expr bias_address(const Expr &block) {
+  // The tabulated bias of a score. A row further down is a column further left, so rows 8 apart share all
+  // values but those of 8 columns: the compiler sees that, as the loads are pure and at constant distances
+  // from one address. (Loading them before the products are waited for was slower: 526 against 545 TFLOP/s.)
+  Expr tabulated_bias(const Expr &block) {
     const Expr first = block * tiles_->keys + thread % 4 * 2 - row_at(0) + offset_zero;
     const Expr place = cast<int64_t>(offsets.dim(1).stride()) * task_.head + first;
-    return ptx.pure(UInt(64), "\tcvta.to.global.u64 $r, $0;", {device_address(offsets) + cast<uint64_t>(place * 4)});
-  }
-  Expr bias_at(const Expr &address, const Expr &offset) {
-    return ptx.pure(Float(32), "\tld.global.nc.f32 $r, [$0+$1];", {address, offset * 4});
-  }
-  // In steps of a thread's scores, which lie 8 columns apart in pairs; from -first_bias() on.
-  Expr bias_element(const Expr &element) const {
-    return 2 * (element % (tiles_->keys / 2) / 4 - row_of(element)) + element % 2;
-  }
-  static Expr bias_offset(const Expr &bias_element) {
-    const Expr e = bias_element & 1;
-    return (bias_element - e) * 4 + e;
+    const Expr address = ptx.pure(UInt(64), "\tcvta.to.global.u64 $r, $0;",
+                                  {device_address(offsets) + cast<uint64_t>(place * 4)});
+    const Expr distance = column(i) - 8 * row_of(i);
+    return ptx.pure(Float(32), "\tld.global.nc.f32 $r, [$0+$1];", {address, distance * 4});
   }
 
-  // What is added to the products of a block, for compiled_terms other than plain and offsets.
-  void add_terms(Func logit, const Expr &block, Kind kind) {
+  // The scores of a block with all that is done to scaled products, for compiled_terms other than plain and
+  // offsets. Each term is a stage of its own, so that what is not asked for is one jump. (As updates of one
+  // stage they would keep Halide from bounding the loop over blocks.)
+  Func with_terms(Func logit, const std::string &suffix, const Expr &block, Kind kind,
+                  schedules::TensorBlockFuncs &funcs) {
     std::vector<Expr> rows;
     for (int r = 0; r < tiles_->thread_rows(); r++) rows.push_back(min(row_at(r), q.dim(1).extent() - 1));
-    const ScoreRow at_row{bounded(mux_row(i, rows), q.dim(1).extent()), bounded(task_.head, q.dim(2).extent()),
-                          bounded(task_.batch, q.dim(3).extent())};
+    const ScoreRow at_row{bounded(mux_row(i, rows), q.dim(1).extent()),
+                          bounded(task_.head, q.dim(2).extent()), bounded(task_.batch, q.dim(3).extent())};
     const Expr keys = keys_->dim(1).extent(), own = block * tiles_->keys + thread % 4 * 2 + column(i);
     // Blocks that are not masked lie within the keys.
     const Expr key = bounded(kind == Kind::inner ? own : min(own, keys - 1), keys);
     const bool is_dense = std::string(compiled_terms) == "dense";
-    int update = 0;
     for (const Term &term : terms(at_row)) {
       if (is_dense && std::string(term.name) != "dense") continue;
-      logit(fragment_vars()) = term.apply(logit(fragment_vars()), key);
-      Stage stage = logit.update(update++).unroll(i);
-      if (!is_dense && !Internal::is_const_one(term.condition)) stage.specialize(term.condition);
+      const Expr before = logit(at(i, step)), after = term.apply(before, key);
+      Func next("with_" + std::string(term.name) + suffix);
+      if (is_dense || Internal::is_const_one(term.condition)) {
+        next(fragment_vars()) = after;
+      } else {
+        next(fragment_vars()) = select(term.condition, after, before);
+        next.specialize(term.condition).unroll(i);
+      }
+      funcs.of_fragment.push_back(next);
+      logit = next;
     }
+    return logit;
   }
 
   // One block of keys: the scores, their weights, and what they do to the state.
-  Func key_block_of(const std::string &suffix, const TensorBackend::Step &where, Kind kind, const Func &before,
-             schedules::TensorBlockFuncs &funcs) {
+  Func key_block_of(const std::string &suffix, const TensorBackend::Step &where, Kind kind,
+                    const Func &before, schedules::TensorBlockFuncs &funcs) {
     const PtxOps &ops = backend_->ops;
     const TensorTiles &t = *tiles_;
     const int R = t.thread_rows();
-    Func ready("ready" + suffix), score("score" + suffix), maximum("maximum" + suffix), reference("reference" + suffix);
+    Func ready("ready" + suffix), score("score" + suffix), maximum("maximum" + suffix),
+        reference("reference" + suffix);
     Func decay("decay" + suffix), weight("weight" + suffix), sum("sum" + suffix), state("state" + suffix);
     Func end("end" + suffix);
     const auto in_log2 = to_log2();
 
     const Expr block_of_keys = where.block;
     const bool has_table = std::string(compiled_terms) == "offsets";
-    Func held("held" + suffix), logit("logit" + suffix);
-    Expr begun = before(of_round()), address;
-    if (has_table) {
-      address = bias_address(block_of_keys);
-      if (t.early_bias) {
-        // Loaded before the products are waited for.
-        std::string text;
-        std::vector<Expr> arguments;
-        for (int x = 0; x < bias_registers(); x++) {
-          text += "\tmov.b32 %B" + number(x) + ", $" + number(x) + ";\n";
-          arguments.push_back(bias_at(address, simplify(bias_offset(x - first_bias()))));
-        }
-        arguments.push_back(begun);
-        held(vars_at()) = ptx.effect(text, arguments);
-        funcs.of_thread.push_back(held);
-        begun = held(at(step));
-      }
-    }
-    ready(vars_at()) = backend_->scores(task_, where, warpgroup, begun);
+    ready(vars_at()) = backend_->scores(task_, where, warpgroup, before(of_round()));
     Expr value = ops.get("%S", i, ready(at(step)));
     if (has_table) {
-      const Expr element = bias_element(i);
-      value = ops.fma(value, scale,
-                      t.early_bias ? ops.get("%B", element + first_bias(), ready(at(step)))
-                                   : bias_at(address, bias_offset(element)));
+      value = ops.fma(value, scale, tabulated_bias(block_of_keys));
     } else if (!is_plain_) {
+      Func logit("logit" + suffix);
       logit(fragment_vars()) = value * scale;
-      add_terms(logit, block_of_keys, kind);
       funcs.of_fragment.push_back(logit);
-      value = logit(at(i, step));
+      value = with_terms(logit, suffix, block_of_keys, kind, funcs)(at(i, step));
     }
     if (kind != Kind::inner) {
       const Expr first_key = block_of_keys * t.keys + thread % 4 * 2;
@@ -429,65 +428,86 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
   // Divides the outputs by the sums, and stores them and the logarithms.
   Expr store(const FuncRef &sums, const Expr &token) {
-    const PtxOps &ops = backend_->ops;
     const TensorTiles &t = *tiles_;
     const int R = t.thread_rows();
     const Expr channels = out.dim(0).extent();
     const auto offset = [&](auto &buffer, int dim, const Expr &index) {
       return cast<int64_t>(buffer.dim(dim).stride()) * cast<int64_t>(index);
     };
-    const Expr column = thread % 4 * 2;
-    const auto even = [](const Expr &stride) { return (stride & 1) == 0; };
-    const Expr whole = channels == t.head_dim && (device_address(out) & Expr(uint64_t{3})) == Expr(uint64_t{0}) &&
-                       even(out.dim(1).stride()) && even(out.dim(2).stride()) && even(out.dim(3).stride());
+    // Pieces of 8 channels, which lie with the four threads that share a row, become one thread's: stores of
+    // 16 bytes. Where rows are not made of such pieces, elements are stored one by one.
+    const Expr quad = thread % 4;
+    const auto in_pieces = [](const Expr &elements) { return (elements & 7) == 0; };
+    const Expr whole =
+        in_pieces(channels) && (device_address(out) & Expr(uint64_t{15})) == Expr(uint64_t{0}) &&
+        in_pieces(out.dim(1).stride()) && in_pieces(out.dim(2).stride()) && in_pieces(out.dim(3).stride());
     const std::string packed = std::string("cvt.rn.") + (Type(type).is_bfloat() ? "bf16" : "f16") + "x2.f32";
-    // $0 whole, $1 channels, $2 column, $3 queries; then for each row: sum, %m, row, address, lse's address.
-    std::vector<Expr> arguments{cast<int>(whole), channels, column, q.dim(1).extent()};
+    // $0 whole, $1 channels, $2 quad, $3 queries; then for each row: sum, row, address, lse's address.
+    std::vector<Expr> arguments{cast<int>(whole), channels, quad, q.dim(1).extent()};
     std::string text =
-        "\t{ .reg .pred whole, seen, row, left, right, first; .reg .f32 inverse, a, b, lse; .reg .b32 pair, channel; "
-        ".reg .b16 low, high; .reg .b64 at;\n\tsetp.ne.s32 whole, $0, 0; setp.eq.s32 first, $2, 0;\n";
+        "\t{ .reg .pred whole, seen, row, left, right, first, odd, high; .reg .f32 inverse, a, b, lse;\n"
+        "\t.reg .b32 channel, x, y, z, piece<4>; .reg .b16 low_half, high_half; .reg .b64 at, far, bytes;\n"
+        "\tsetp.ne.s32 whole, $0, 0; setp.eq.s32 first, $2, 0; and.b32 x, $2, 1; setp.ne.s32 odd, x, 0;\n"
+        "\tsetp.ge.s32 high, $2, 2;\n";
+    // Swaps with the thread at `distance`, which has the other value of `upper`, half of two registers.
+    const auto exchange = [](const std::string &upper, int distance, int one, int other) {
+      const std::string p = "piece" + number(one), o = "piece" + number(other);
+      return "\tselp.b32 x, " + p + ", " + o + ", " + upper + "; shfl.sync.bfly.b32 y, x, " +
+             number(distance) + ", 0x1f, 0xffffffff; @" + upper + " mov.b32 " + p + ", y; @!" + upper +
+             " mov.b32 " + o + ", y;\n";
+    };
     for (int r = 0; r < R; r++) {
       const int at = static_cast<int>(arguments.size());
       const auto argument = [&](int n) { return "$" + number(at + n); };
-      const Expr address = device_address(out) +
-                           cast<uint64_t>((offset(out, 3, task_.batch) + offset(out, 2, task_.head) +
-                                           offset(out, 1, row_at(r)) + cast<int64_t>(column)) *
-                                          Type(type).bytes());
+      const Expr address =
+          device_address(out) + cast<uint64_t>((offset(out, 3, task_.batch) + offset(out, 2, task_.head) +
+                                                offset(out, 1, row_at(r))) *
+                                               Type(type).bytes());
       const Expr lse_address =
           device_address(lse) +
-          cast<uint64_t>((offset(lse, 2, task_.batch) + offset(lse, 1, task_.head) + offset(lse, 0, row_at(r))) * 4);
+          cast<uint64_t>(
+              (offset(lse, 2, task_.batch) + offset(lse, 1, task_.head) + offset(lse, 0, row_at(r))) * 4);
       arguments.insert(arguments.end(), {Expr(sums[r]), row_at(r), address, lse_address});
       const std::string done = "DONE$u_" + number(r), parts = "PARTS$u_" + number(r);
-      // A row that sees nothing is zero, whatever was multiplied by its zero weights.
-      text += "\tsetp.lt.s32 row, " + argument(1) + ", $3; @!row bra " + done + ";\n" +
-              "\tsetp.neu.f32 seen, " + argument(0) + ", 0f00000000; rcp.approx.ftz.f32 inverse, " + argument(0) +
-              ";\n\tlg2.approx.ftz.f32 lse, " + argument(0) + "; add.ftz.f32 lse, lse, %m" + number(r) +
-              "; mul.ftz.f32 lse, lse, 0f3F317218; selp.f32 lse, lse, 0fFF800000, seen;\n\tcvta.to.global.u64 at, " +
-              argument(3) + "; @first st.global.f32 [at], lse;\n\tcvta.to.global.u64 at, " + argument(2) +
-              "; @!whole bra " + parts + ";\n";
-      for (const bool is_whole : {true, false}) {
-        for (int n = 0; n < t.head_dim / 8; n++) {
-          const int o = r / 2 * (t.head_dim / 2) + n * 4 + r % 2 * 2;
-          text += "\tmul.ftz.f32 a, %O" + number(o) + ", inverse; mul.ftz.f32 b, %O" + number(o + 1) + ", inverse; " +
-                  packed + " pair, b, a; selp.b32 pair, pair, 0, seen;\n";
-          if (is_whole) {
-            text += "\tst.global.b32 [at+" + number(n * 16) + "], pair;\n";
-          } else {
-            text += "\tmov.b32 {low, high}, pair; add.s32 channel, $2, " + number(n * 8) +
-                    "; setp.lt.s32 left, channel, $1; add.s32 channel, channel, 1; setp.lt.s32 right, channel, $1;\n" +
-                    "\t@left st.global.b16 [at+" + number(n * 16) + "], low; @right st.global.b16 [at+" +
-                    number(n * 16 + 2) + "], high;\n";
-          }
-        }
-        text += is_whole ? "\tbra " + done + ";\n\t" + parts + ":\n" : "\t" + done + ":\n";
+      // Shuffles need all threads: those of rows past the end go along. A row that sees nothing is zero,
+      // whatever was multiplied by its zero weights.
+      text += "\tsetp.lt.s32 row, " + argument(1) + ", $3; setp.neu.f32 seen, " + argument(0) +
+              ", 0f00000000; rcp.approx.ftz.f32 inverse, " + argument(0) + ";\n\tlg2.approx.ftz.f32 lse, " +
+              argument(0) + "; add.ftz.f32 lse, lse, %m" + number(r) +
+              "; mul.ftz.f32 lse, lse, 0f3F317218; selp.f32 lse, lse, 0fFF800000, seen;\n" +
+              "\tcvta.to.global.u64 at, " + argument(3) +
+              "; and.pred left, first, row; @left st.global.f32 [at], " + "lse;\n\tcvta.to.global.u64 at, " +
+              argument(2) + "; @!whole bra " + parts + ";\n" +
+              "\tmul.wide.u32 bytes, $2, 16; add.s64 far, at, bytes; shl.b32 channel, $2, 3;\n";
+      const auto pair = [&](int n, const std::string &to) {
+        const int o = r / 2 * (t.head_dim / 2) + n * 4 + r % 2 * 2;
+        return "\tmul.ftz.f32 a, %O" + number(o) + ", inverse; mul.ftz.f32 b, %O" + number(o + 1) +
+               ", inverse; " + packed + " " + to + ", b, a; selp.b32 " + to + ", " + to + ", 0, seen;\n";
+      };
+      for (int n = 0; n < t.head_dim / 8; n += 4) {
+        for (int piece = 0; piece < 4; piece++) text += pair(n + piece, "piece" + number(piece));
+        text += exchange("odd", 1, 0, 1) + exchange("odd", 1, 2, 3) + exchange("high", 2, 0, 2) +
+                exchange("high", 2, 1, 3);
+        text += "\tadd.s32 x, channel, " + number(n * 8) + "; setp.lt.and.s32 left, x, $1, row; @left " +
+                "st.global.v4.b32 [far+" + number(n * 16) + "], {piece0, piece1, piece2, piece3};\n";
       }
+      text += "\tbra " + done + ";\n\t" + parts +
+              ": mul.wide.u32 bytes, $2, 4; add.s64 at, at, bytes; shl.b32 channel, "
+              "$2, 1;\n";
+      for (int n = 0; n < t.head_dim / 8; n++) {
+        text += pair(n, "x") + "\tmov.b32 {low_half, high_half}, x; add.s32 y, channel, " + number(n * 8) +
+                "; setp.lt.and.s32 left, y, $1, row; add.s32 y, y, 1; setp.lt.and.s32 right, y, $1, row;\n" +
+                "\t@left st.global.b16 [at+" + number(n * 16) + "], low_half; @right st.global.b16 [at+" +
+                number(n * 16 + 2) + "], high_half;\n";
+      }
+      text += "\t" + done + ":\n";
     }
     arguments.push_back(token);
-    (void)ops;
     return ptx.effect(text + "\t}\n", arguments);
   }
 
-  Var i{"i"}, thread{"thread"}, warpgroup{"warpgroup"}, block_{"block"}, block_y_{"block_y"}, block_z_{"block_z"}, round_{"round"}, step{"step"};
+  Var i{"i"}, thread{"thread"}, warpgroup{"warpgroup"}, block_{"block"}, block_y_{"block_y"},
+      block_z_{"block_z"}, round_{"round"}, step{"step"};
   std::vector<GeneratorInput<uint64_t> *> maps_;
   schedules::TensorFuncs f;
   std::unique_ptr<TensorTiles> tiles_;

@@ -178,7 +178,8 @@ class ScoreGenerator : public Halide::Generator<T> {
   // the table.
   Expr scaled(const Expr &product, const Expr &key) {
     offsets_added_ = true;
-    return product * scale + Halide::select(has_offsets, offset_bias(key, {query_of(row), head_of(row, head), batch}), 0.f);
+    return product * scale +
+           Halide::select(has_offsets, offset_bias(key, {query_of(row), head_of(row, head), batch}), 0.f);
   }
 
   // What a schedule may rely on: no offsets, and the packed forms dense.
@@ -193,6 +194,7 @@ class ScoreGenerator : public Halide::Generator<T> {
     from_zero(add_mask), from_zero(dense_bias), from_zero(keep_mask), from_zero(offsets);
     from_zero(q_positions), from_zero(k_positions);
     from_zero(q_positions_low), from_zero(k_positions_low);
+    if (lengths_) lengths_->dim(0).set_stride(Expr());  // of 32 or 64 bits
     if (is_packed()) {
       keys_->dim(0).set_bounds(0, tiling.lanes);
       keys_->dim(1).set_stride(tiling.lanes);
@@ -240,14 +242,16 @@ class ScoreGenerator : public Halide::Generator<T> {
   std::vector<Term> terms(const ScoreRow &at) {
     using namespace Halide;
     std::vector<Term> all;
-    all.push_back({"softcap", softcap > 0.f, [this](const Expr &s, const Expr &) { return softcap * tanh_(s / softcap); }});
+    all.push_back({"softcap", softcap > 0.f,
+                   [this](const Expr &s, const Expr &) { return softcap * tanh_(s / softcap); }});
     for (const std::string &name : split_branches(branches)) {
       all.push_back({"branch", Expr(true), [=](const Expr &s, const Expr &key) {
                        return with_branch(find_branch(name), s, key, at);
                      }});
     }
     if (!offsets_added_) {
-      all.push_back({"offsets", has_offsets, [=](const Expr &s, const Expr &key) { return s + offset_bias(key, at); }});
+      all.push_back(
+          {"offsets", has_offsets, [=](const Expr &s, const Expr &key) { return s + offset_bias(key, at); }});
     }
     // What is hidden stays hidden. Sums of finite terms stay visible, as only -infinity hides.
     const auto biased = [](const Expr &s, const Expr &bias) {

@@ -142,13 +142,10 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
         .reorder(ki, ri, parts, ro)
         .gpu_threads(ki, ri)
         .gpu_blocks(parts, ro);
-    const auto one = [&](Func f) -> Func {
-      for (const Var &v : f.args()) f.bound_extent(v, 1);
-      return f;
-    };
-    one(mean).compute_at(out, ki);
-    one(score).compute_at(mean, rh);
-    one(product).compute_at(score, lane);
+    mean.compute_at(out, ki);
+    for (const Var &v : mean.args()) mean.bound_storage(v, 1);
+    score.compute_at(mean, rh);
+    product.compute_at(score, lane);
   }
 
   // A block of scores, computed at each iteration of `loop`.

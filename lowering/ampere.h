@@ -1,5 +1,5 @@
-// Tensor cores of Ampere and later (sm_80): mma.sync multiplies fragments in registers, which ldmatrix loads from
-// shared memory, which cp.async fills.
+// Tensor cores of Ampere and later (sm_80): mma.sync multiplies fragments in registers, which ldmatrix loads
+// from shared memory, which cp.async fills.
 #pragma once
 
 #include <string>
@@ -29,14 +29,17 @@ class Ampere : public TensorBackend {
                  const Expr &batch, int rows, const Expr &to, const Expr &token);
   Expr copy_block(const TensorTask &task, const Expr &step, const Expr &token);
   Expr wait_copies(int pending, const Expr &token);
+  // Where the queries are copied to.
+  int query_tile() const { return tiles.shared_queries ? 2 * tiles.stages * tile_bytes() : 0; }
+  std::string load_query_step(int k, const std::string &to) const;
   Expr load_queries(const Expr &token);
   Expr multiply_keys(const Expr &keys, const Expr &token);
   Expr multiply_values(const Expr &values, const Expr &token);
   std::string multiply(const std::string &sum, int first, const std::string &a, const std::string &b,
                        bool from_zero) const;
 
-  // A tile in shared memory is a row of chunks, each 64 channels wide: rows of 128 bytes whose eight pieces of 16
-  // are permuted by the row, so that no two lanes of ldmatrix meet in a bank.
+  // A tile in shared memory is a row of chunks, each 64 channels wide: rows of 128 bytes whose eight pieces
+  // of 16 are permuted by the row, so that no two lanes of ldmatrix meet in a bank.
   int chunks_;
 };
 

@@ -22,13 +22,14 @@ RegisterShares register_shares(int warpgroups) {
   return warpgroups == 2 ? RegisterShares{24, 240} : RegisterShares{32, 160};
 }
 
-// A posted task, and how many there is place for: one that is posted two rounds ahead replaces one of two rounds
-// before, which every warp has read, as the rings of keys and values are no longer than two steps.
+// A posted task, and how many there is place for: one that is posted two rounds ahead replaces one of two
+// rounds before, which every warp has read, as the rings of keys and values are no longer than two steps.
 constexpr int kTaskNumbers = 9, kTaskBytes = 64, kTaskPlaces = 4;
 
 }  // namespace
 
-Hopper::Hopper(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat) : TensorBackend(ptx, tiles, is_bfloat) {
+Hopper::Hopper(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat)
+    : TensorBackend(ptx, tiles, is_bfloat) {
   chunks_ = (tiles.head_dim + 63) / 64;
   int at = 0;
   const auto take = [&](int bytes) { return (at += bytes) - bytes; };
@@ -93,16 +94,16 @@ Halide::Expr Hopper::release(const Expr &barrier, const Expr &token) {
 
 // Copies. What lies beyond the tensor, in channels or tokens, arrives as zeros.
 
-std::string Hopper::copy_tile(const std::string &map, int chunk_bytes, const std::string &to, const std::string &barrier,
-                              const std::string &token, const std::string &head, const std::string &batch,
-                              const std::string &guard) const {
+std::string Hopper::copy_tile(const std::string &map, int chunk_bytes, const std::string &to,
+                              const std::string &barrier, const std::string &token, const std::string &head,
+                              const std::string &batch, const std::string &guard) const {
   std::string text = "\t" + guard + "mbarrier.arrive.expect_tx.shared::cta.b64 _, [" + barrier + "], " +
                      number(chunks_ * chunk_bytes) + ";\n";
   for (int c = 0; c < chunks_; c++) {
     text += "\tmov.u32 channel, " + number(c * 64) + "; " + guard +
-            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [" + to + "], [" + map +
-            ", {channel, " + token + ", " + head + ", " + batch + "}], [" + barrier + "]; add.u32 " + to + ", " + to +
-            ", " + number(chunk_bytes) + ";\n";
+            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [" + to +
+            "], [" + map + ", {channel, " + token + ", " + head + ", " + batch + "}], [" + barrier +
+            "]; add.u32 " + to + ", " + to + ", " + number(chunk_bytes) + ";\n";
   }
   return text;
 }
@@ -110,21 +111,24 @@ std::string Hopper::copy_tile(const std::string &map, int chunk_bytes, const std
 Halide::Expr Hopper::copy_queries(const TensorTask &task, const Expr &token) {
   return ops.ptx.effect("\t{ .reg .b32 to, barrier, channel; add.u32 to, %shared, " + number(q_.tiles) +
                             "; add.u32 barrier, %shared, " + number(q_.full) + ";\n" +
-                            copy_tile("$@0", q_.chunk_bytes, "to", "barrier", "$1", "$2", "$3", "@%leader ") + "\t}\n",
+                            copy_tile("$@0", q_.chunk_bytes, "to", "barrier", "$1", "$2", "$3", "@%leader ") +
+                            "\t}\n",
                         {task.q.map, task.first_row, task.head, task.batch, token});
 }
 
 // By the first warp, and only where there is such a step.
-Halide::Expr Hopper::copy_block(const TensorTask &task, const TensorSource &source, const Ring &ring, const Expr &step,
-                                const Expr &token) {
+Halide::Expr Hopper::copy_block(const TensorTask &task, const TensorSource &source, const Ring &ring,
+                                const Expr &step, const Expr &token) {
   return ops.ptx.effect(
-      "\t{ .reg .b32 to, barrier, channel; .reg .pred p, q; setp.lt.s32 p, $0, $1; and.pred p, p, %warp0; @!p bra "
+      "\t{ .reg .b32 to, barrier, channel; .reg .pred p, q; setp.lt.s32 p, $0, $1; and.pred p, p, %warp0; "
+      "@!p bra "
       "SKIP$u;\n\tadd.u32 to, %shared, $8;\n"
       "\tWAIT$u: mbarrier.try_wait.parity.shared::cta.b64 q, [to], $9; @!q bra WAIT$u;\n"
       "\tadd.u32 barrier, %shared, $7; add.u32 to, %shared, $6;\n" +
-          copy_tile("$@2", ring.chunk_bytes, "to", "barrier", "$3", "$4", "$5", "@%leader ") + "\tSKIP$u: }\n",
-      {step, task.steps, source.map, task.block(step) * tiles.keys, task.kv_head, task.batch, tile(ring, step),
-       ring.full + stage(step) * 8, ring.empty + stage(step) * 8, 1 - phase(step), token});
+          copy_tile("$@2", ring.chunk_bytes, "to", "barrier", "$3", "$4", "$5", "@%leader ") +
+          "\tSKIP$u: }\n",
+      {step, task.steps, source.map, task.block(step) * tiles.keys, task.kv_head, task.batch,
+       tile(ring, step), ring.full + stage(step) * 8, ring.empty + stage(step) * 8, 1 - phase(step), token});
 }
 
 Halide::Expr Hopper::post(const TensorTask &task, const Expr &token) {
@@ -134,17 +138,18 @@ Halide::Expr Hopper::post(const TensorTask &task, const Expr &token) {
     text += "\tst.shared.b32 [to+" + number(4 * i) + "], $" + number(2 + i) + ";\n";
   }
   text += "\tadd.u32 to, %shared, $1; mbarrier.arrive.shared::cta.b64 _, [to];\n\tSKIP$u: }\n";
-  return ops.ptx.effect(text, {tasks_ + place * kTaskBytes, posted_ + place * 8, task.first_row, task.head, task.kv_head,
-                               task.batch, task.steps, task.last_block, task.first_block, task.right, task.masked,
-                               token});
+  return ops.ptx.effect(
+      text, {tasks_ + place * kTaskBytes, posted_ + place * 8, task.first_row, task.head, task.kv_head,
+             task.batch, task.steps, task.last_block, task.first_block, task.right, task.masked, token});
 }
 
 Halide::Expr Hopper::enter(const Expr &round, const Expr &token) {
   const Expr place = round & (kTaskPlaces - 1);
   const Expr parity = cast<int>(cast<uint32_t>(round) / kTaskPlaces % 2);
-  return ops.ptx.effect("\t{ .reg .b32 steps; .reg .pred p; add.u32 steps, %shared, $0; ld.shared.b32 steps, [steps+16]; "
-                        "setp.le.s32 p, steps, 0; @p exit; }\n",
-                        {tasks_ + place * kTaskBytes, wait(posted_ + place * 8, parity, token)});
+  return ops.ptx.effect(
+      "\t{ .reg .b32 steps; .reg .pred p; add.u32 steps, %shared, $0; ld.shared.b32 steps, [steps+16]; "
+      "setp.le.s32 p, steps, 0; @p exit; }\n",
+      {tasks_ + place * kTaskBytes, wait(posted_ + place * 8, parity, token)});
 }
 
 void Hopper::read_posted(TensorTask &task, const Expr &token) {
@@ -152,20 +157,21 @@ void Hopper::read_posted(TensorTask &task, const Expr &token) {
   const Expr place = tasks_ + (task.round & (kTaskPlaces - 1)) * kTaskBytes;
   for (Expr *x : {&task.first_row, &task.head, &task.kv_head, &task.batch, &task.steps, &task.last_block,
                   &task.first_block, &task.right, &task.masked}) {
-    *x = ops.ptx.read(Halide::Int(32), "\t{ .reg .b32 a; add.u32 a, %shared, $0; ld.shared.b32 $r, [a+" + number(at) + "]; }",
+    *x = ops.ptx.read(Halide::Int(32),
+                      "\t{ .reg .b32 a; add.u32 a, %shared, $0; ld.shared.b32 $r, [a+" + number(at) + "]; }",
                       {place, token});
     at += 4;
   }
 }
 
-// The last warpgroup becomes the one that copies: one thread of it takes the tasks as they are posted, streams
-// their keys and values through the rings, and exits after the last.
+// The last warpgroup becomes the one that copies: one thread of it takes the tasks as they are posted,
+// streams their keys and values through the rings, and exits after the last.
 Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &token) {
   const int first = 128 * tiles.warpgroups;
   const RegisterShares shares = register_shares(tiles.warpgroups);
   const auto wait_for = [](const std::string &label, const std::string &barrier, const std::string &parity) {
-    return "\t" + label + ": mbarrier.try_wait.parity.shared::cta.b64 q, [" + barrier + "], " + parity + "; @!q bra " +
-           label + ";\n";
+    return "\t" + label + ": mbarrier.try_wait.parity.shared::cta.b64 q, [" + barrier + "], " + parity +
+           "; @!q bra " + label + ";\n";
   };
   std::string text =
       "\t{ .reg .b32 step, stage, parity, block, other, to, barrier, channel, left, round, slot;\n"
@@ -174,7 +180,8 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
       number(first) + "; @p bra MULTIPLY$u;\n\tsetmaxnreg.dec.sync.aligned.u32 " + number(shares.copy) +
       ";\n\tsetp.ne.u32 p, %thread, " + number(first) + "; @p bra DONE$u;\n" +
       "\tmov.u32 stage, 0; mov.u32 parity, 1; mov.u32 round, 0;\n\tTASK$u:\n";
-  text += "\tand.b32 slot, round, " + number(kTaskPlaces - 1) + "; shl.b32 barrier, slot, 3; add.u32 barrier, barrier, %shared; add.u32 barrier, "
+  text += "\tand.b32 slot, round, " + number(kTaskPlaces - 1) +
+          "; shl.b32 barrier, slot, 3; add.u32 barrier, barrier, %shared; add.u32 barrier, "
           "barrier, " +
           number(posted_) + "; shr.u32 other, round, 2; and.b32 other, other, 1;\n" +
           wait_for("POSTED$u", "barrier", "other") + "\tmad.lo.u32 to, slot, " + number(kTaskBytes) +
@@ -183,11 +190,13 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
   for (const char *name : {"row", "head", "kv_head", "batch", "steps", "last", "first", "right", "masked"}) {
     text += std::string("\tld.shared.b32 ") + name + ", [to+" + number(4 * place++) + "];\n";
   }
-  text += "\tsetp.le.s32 p, steps, 0; @p bra DONE$u;\n\tand.b32 other, round, 1; xor.b32 other, other, 1; add.u32 "
-          "barrier, %shared, " +
-          number(q_.empty) + ";\n" + wait_for("QUERIES$u", "barrier", "other");
-  text += "\tadd.u32 to, %shared, " + number(q_.tiles) + "; add.u32 barrier, %shared, " + number(q_.full) + ";\n" +
-          copy_tile("$@0", q_.chunk_bytes, "to", "barrier", "row", "head", "batch", "");
+  text +=
+      "\tsetp.le.s32 p, steps, 0; @p bra DONE$u;\n\tand.b32 other, round, 1; xor.b32 other, other, 1; "
+      "add.u32 "
+      "barrier, %shared, " +
+      number(q_.empty) + ";\n" + wait_for("QUERIES$u", "barrier", "other");
+  text += "\tadd.u32 to, %shared, " + number(q_.tiles) + "; add.u32 barrier, %shared, " + number(q_.full) +
+          ";\n" + copy_tile("$@0", q_.chunk_bytes, "to", "barrier", "row", "head", "batch", "");
   text +=
       "\tmov.u32 step, 0; sub.s32 left, masked, right;\n\tNEXT$u:\n"
       // TensorTask::block
@@ -200,8 +209,10 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
     text += "\tshl.b32 to, stage, 3; add.u32 to, to, %shared; add.u32 barrier, to, " + number(ring->full) +
             "; add.u32 to, to, " + number(ring->empty) + ";\n" +
             wait_for(ring == &k_ ? "KEYS$u" : "VALUES$u", "to", "parity") + "\tmad.lo.u32 to, stage, " +
-            number(chunks_ * ring->chunk_bytes) + ", %shared; add.u32 to, to, " + number(ring->tiles) + ";\n" +
-            copy_tile(ring == &k_ ? "$@1" : "$@2", ring->chunk_bytes, "to", "barrier", "block", "kv_head", "batch", "");
+            number(chunks_ * ring->chunk_bytes) + ", %shared; add.u32 to, to, " + number(ring->tiles) +
+            ";\n" +
+            copy_tile(ring == &k_ ? "$@1" : "$@2", ring->chunk_bytes, "to", "barrier", "block", "kv_head",
+                      "batch", "");
   }
   text += "\tadd.u32 step, step, 1; add.u32 stage, stage, 1; setp.eq.u32 p, stage, " + number(tiles.stages) +
           "; @p mov.u32 stage, 0; @p xor.b32 parity, parity, 1; setp.lt.s32 p, step, steps; @p bra NEXT$u;\n"
@@ -240,7 +251,8 @@ Halide::Expr Hopper::multiply_values(const Expr &step, const Expr &token) {
   for (int k = 0; k < tiles.keys / 16; k++) {
     text += "\tadd.s64 eb, db, " + number(k * 128) + ";\n\twgmma.mma_async.sync.aligned.m64n" +
             number(tiles.head_dim) + "k16.f32." + type_name() + "." + type_name() + " " +
-            register_list("%O", 0, tiles.outputs()) + ", " + register_list("%P", k * 4, 4) + ", eb, %always, 1, 1, 1;\n";
+            register_list("%O", 0, tiles.outputs()) + ", " + register_list("%P", k * 4, 4) +
+            ", eb, %always, 1, 1, 1;\n";
   }
   return ops.ptx.effect(text + "\twgmma.commit_group.sync.aligned;\n\t}\n", {tile(v_, step), ready});
 }

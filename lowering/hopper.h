@@ -45,9 +45,9 @@ class Hopper : public TensorBackend {
   Expr copy_queries(const TensorTask &task, const Expr &token);
   Expr copy_block(const TensorTask &task, const TensorSource &source, const Ring &ring, const Expr &step,
                   const Expr &token);
-  std::string copy_tile(const std::string &map, int chunk_bytes, const std::string &to, const std::string &barrier,
-                        const std::string &token, const std::string &head, const std::string &batch,
-                        const std::string &guard) const;
+  std::string copy_tile(const std::string &map, int chunk_bytes, const std::string &to,
+                        const std::string &barrier, const std::string &token, const std::string &head,
+                        const std::string &batch, const std::string &guard) const;
   Expr start_copy_warpgroup(const TensorTask &task, const Expr &token);
   Expr multiply_keys(const Expr &queries, const Expr &keys, const Expr &token);
   Expr multiply_values(const Expr &step, const Expr &token);

@@ -15,7 +15,6 @@ bool in_name(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 |
 
 bool starts_with(const std::string &text, const char *start) { return text.rfind(start, 0) == 0; }
 
-
 }  // namespace
 
 std::string InlinePtx::name_of(const Op &op) {
@@ -25,11 +24,13 @@ std::string InlinePtx::name_of(const Op &op) {
   return at->second;
 }
 
-Halide::Expr InlinePtx::pure(Halide::Type result, const std::string &text, const std::vector<Expr> &arguments) {
+Halide::Expr InlinePtx::pure(Halide::Type result, const std::string &text,
+                             const std::vector<Expr> &arguments) {
   return Call::make(result, name_of({text, false}), arguments, Call::PureExtern);
 }
 
-Halide::Expr InlinePtx::read(Halide::Type result, const std::string &text, const std::vector<Expr> &arguments) {
+Halide::Expr InlinePtx::read(Halide::Type result, const std::string &text,
+                             const std::vector<Expr> &arguments) {
   return Call::make(result, name_of({text, false}), arguments, Call::Extern);
 }
 
@@ -152,9 +153,11 @@ class Splicer {
         const int n = std::stoi(text.substr(i), &digits);
         i += digits - 1;
         const auto value = arguments.find(n);
-        if (value == arguments.end()) throw std::runtime_error("inline ptx: no argument " + std::to_string(n) + " in " + text);
+        if (value == arguments.end())
+          throw std::runtime_error("inline ptx: no argument " + std::to_string(n) + " in " + text);
         // Glued to a register's name, an argument must be a number.
-        if (!out.empty() && in_name(out.back()) && !std::isdigit(static_cast<unsigned char>(value->second[0]))) {
+        if (!out.empty() && in_name(out.back()) &&
+            !std::isdigit(static_cast<unsigned char>(value->second[0]))) {
           throw std::runtime_error("inline ptx: not a constant: " + value->second + " in " + text);
         }
         if (is_address) pass_by_value(value->second);
@@ -169,8 +172,10 @@ class Splicer {
     const std::string moved = "\tmov.b64 \t" + reg + ", ";
     if (out_.find(moved, kernel_) != std::string::npos) return;  // another use of the same one
     const size_t load = out_.find("\tld.param.b64 \t" + reg + ", [", kernel_);
-    const size_t other = load != std::string::npos ? load : out_.find("\tld.param.u64 \t" + reg + ", [", kernel_);
-    if (other == std::string::npos) throw std::runtime_error("inline ptx: " + reg + " is not a kernel's argument");
+    const size_t other =
+        load != std::string::npos ? load : out_.find("\tld.param.u64 \t" + reg + ", [", kernel_);
+    if (other == std::string::npos)
+      throw std::runtime_error("inline ptx: " + reg + " is not a kernel's argument");
     const size_t open = out_.find('[', other), close = out_.find(']', open), end = out_.find('\n', close);
     const std::string name = out_.substr(open + 1, close - open - 1);
     out_.replace(other, end - other, moved + name + ";\n\tcvta.param.u64 \t" + reg + ", " + reg + ";");

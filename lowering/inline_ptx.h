@@ -32,10 +32,8 @@ class InlinePtx {
   // Instructions without a result. The call's value is an int, the token, which those that must come after
   // take as an argument.
   Expr effect(const std::string &text, const std::vector<Expr> &arguments);
-  void declare_register(const std::string &declaration) {
-    registers_ += "\t.reg " + declaration + ";\n";
-  }
-  void at_entry(const std::string &text) { entry_ += text; }             // of every kernel
+  void declare_register(const std::string &declaration) { registers_ += "\t.reg " + declaration + ";\n"; }
+  void at_entry(const std::string &text) { entry_ += text; }           // of every kernel
   void in_module(const std::string &text) { module_ += text + "\n"; }  // outside kernels
 
   // What a kernel's PTX says at its head.
@@ -55,7 +53,7 @@ class InlinePtx {
   const Op *find_op(const std::string &text, size_t begin, size_t end) const;
 
   friend class Splicer;
-  std::map<std::string, Op> ops_;              // by the extern function's name
+  std::map<std::string, Op> ops_;             // by the extern function's name
   std::map<std::string, std::string> names_;  // by kind and template
   std::string registers_, entry_, module_;
 };

@@ -133,7 +133,8 @@ Module rewrite(const Module &module, const PtxKernel &kernel, const std::string 
       std::ofstream(stem + ".out.ptx") << code.c_str();
     }
     if (const std::string ptxas = find_ptxas(); !ptxas.empty()) {
-      const std::string binary = assemble(ptxas, code.c_str(), kernel.assemble_for, stem, !kernel.embeds_text);
+      const std::string binary =
+          assemble(ptxas, code.c_str(), kernel.assemble_for, stem, !kernel.embeds_text);
       if (!kernel.embeds_text) code = binary;
     }
     size = static_cast<int>(code.size());

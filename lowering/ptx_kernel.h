@@ -20,19 +20,24 @@ class PtxKernel {
 
   // The head of the PTX text.
   InlinePtx::Head ptx_head;
-  // Which card ptxas, where there is one, assembles for, such as sm_90a. Its machine code is embedded, or the text
-  // nevertheless: then the driver assembles it for whatever card there is.
+  // Which card ptxas, where there is one, assembles for, such as sm_90a. Its machine code is embedded, or the
+  // text nevertheless: then the driver assembles it for whatever card there is.
   std::string assemble_for;
   bool embeds_text = false;
   // Inputs that the instructions store to.
   std::set<std::string> stored_to;
 };
 
-// Drops the stores to the Func of tokens, keeping the instructions that make them, and asks for dynamic shared
-// memory, which the instructions address by themselves: Halide passes its size on to the launch.
+// Drops the stores to the Func of tokens, keeping the instructions that make them, and asks for dynamic
+// shared memory, which the instructions address by themselves: Halide passes its size on to the launch.
+//
+// Loops over steps that `loop` makes must not run a stage of a step that its RDom's condition excludes, as
+// the stages wait for copies. Halide skips such stages by itself, but not where some condition depends on
+// their values (a branch that compares logits): so the condition is put around all of a step.
 class DropTokens : public Halide::Internal::IRMutator {
  public:
-  DropTokens(std::string func, int shared_bytes) : func_(std::move(func)), shared_bytes_(shared_bytes) {}
+  DropTokens(std::string func, std::string loop, int shared_bytes)
+      : func_(std::move(func)), loop_(std::move(loop)), shared_bytes_(shared_bytes) {}
 
  protected:
   using Halide::Internal::IRMutator::visit;
@@ -43,7 +48,7 @@ class DropTokens : public Halide::Internal::IRMutator {
 
  private:
   bool is_of_buffer(const Halide::Expr &e) const;
-  std::string func_;
+  std::string func_, loop_;
   int shared_bytes_;
   bool in_kernel_ = false;
 };
@@ -54,9 +59,10 @@ Halide::Expr device_address(const Input &buffer) {
   using namespace Halide::Internal;
   const Halide::Expr extent = buffer.dim(0).extent();
   const Halide::Parameter &parameter = extent.as<Variable>()->param;
-  return Call::make(Halide::UInt(64), "_halide_buffer_get_device",
-                    {Variable::make(Halide::type_of<struct halide_buffer_t *>(), parameter.name() + ".buffer", parameter)},
-                    Call::PureExtern);
+  return Call::make(
+      Halide::UInt(64), "_halide_buffer_get_device",
+      {Variable::make(Halide::type_of<struct halide_buffer_t *>(), parameter.name() + ".buffer", parameter)},
+      Call::PureExtern);
 }
 
 }  // namespace posattn

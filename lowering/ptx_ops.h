@@ -1,5 +1,5 @@
-// Instructions that kernels with tensor cores share: float arithmetic that Halide would make slower, shuffles,
-// and named registers.
+// Instructions that kernels with tensor cores share: float arithmetic that Halide would make slower,
+// shuffles, and named registers.
 #pragma once
 
 #include <cstdint>
@@ -42,12 +42,11 @@ class PtxOps {
   Expr log2(const Expr &x) const { return f32("lg2.approx.ftz.f32 $r, $0;", {x}); }
   Expr reciprocal(const Expr &x) const { return f32("rcp.approx.ftz.f32 $r, $0;", {x}); }
   // Absolute error of some 1e-7.
-  Expr tanh(const Expr &x) const {
-    return fma(reciprocal(exp2(x * 2.8853901f) + 1.f), -2.f, 1.f);
-  }
-  // value where low <= x <= high, else `otherwise`. A select of Halide's would let it skip what makes the value,
-  // barriers and all.
-  Expr keep_within(const Expr &x, const Expr &low, const Expr &high, const Expr &value, float otherwise) const {
+  Expr tanh(const Expr &x) const { return fma(reciprocal(exp2(x * 2.8853901f) + 1.f), -2.f, 1.f); }
+  // value where low <= x <= high, else `otherwise`. A select of Halide's would let it skip what makes the
+  // value, barriers and all.
+  Expr keep_within(const Expr &x, const Expr &low, const Expr &high, const Expr &value,
+                   float otherwise) const {
     return f32("{ .reg .pred p; setp.ge.s32 p, $0, $1; setp.le.and.s32 p, $0, $2, p; selp.b32 $r, $3, " +
                    float_literal(otherwise) + ", p; }",
                {x, low, high, value});
@@ -68,7 +67,8 @@ class PtxOps {
   }
   Expr fill(const std::string &name, int count, float value, const Expr &token) const {
     std::string text;
-    for (int i = 0; i < count; i++) text += "\tmov.b32 " + name + number(i) + ", " + float_literal(value) + ";\n";
+    for (int i = 0; i < count; i++)
+      text += "\tmov.b32 " + name + number(i) + ", " + float_literal(value) + ";\n";
     return ptx.effect(text, {token});
   }
   // Hands an integer on, but not before what made the token.

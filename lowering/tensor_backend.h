@@ -1,9 +1,9 @@
 // What differs between generations of tensor cores in an attention kernel: how tiles of queries, keys and
 // values get to a block of threads, how they are multiplied, and what is waited for.
 //
-// Both generations hold an accumulator the same way. A warp has row_tiles x 16 rows. Of a tile of 16 rows, lane t has
-// rows t / 4 and t / 4 + 8, and of every eight columns the two from t % 4 * 2 on: element i of a thread's
-// elements of one row tile is row t / 4 + 8 * (i / 2 % 2), column i / 4 * 8 + t % 4 * 2 + i % 2.
+// Both generations hold an accumulator the same way. A warp has row_tiles x 16 rows. Of a tile of 16 rows,
+// lane t has rows t / 4 and t / 4 + 8, and of every eight columns the two from t % 4 * 2 on: element i of a
+// thread's elements of one row tile is row t / 4 + 8 * (i / 2 % 2), column i / 4 * 8 + t % 4 * 2 + i % 2.
 // Scores are in the named registers %S, outputs in %O, a row tile after the other.
 #pragma once
 
@@ -17,20 +17,20 @@
 namespace posattn {
 
 struct TensorTiles {
-  int head_dim;           // a multiple of 16
-  int keys;               // in a block of keys; a multiple of 16
-  int warpgroups;         // of four warps, that multiply
-  int row_tiles;          // of 16 rows, of a warp
-  int stages;             // blocks of keys and values on their way; a power of two
-  bool copy_warpgroup;    // one more warpgroup does nothing but copy
-  bool overlap;           // the weights of a block are computed while the values of the block before are multiplied
+  int head_dim;         // a multiple of 16
+  int keys;             // in a block of keys; a multiple of 16
+  int warpgroups;       // of four warps, that multiply
+  int row_tiles;        // of 16 rows, of a warp
+  int stages;           // blocks of keys and values on their way; a power of two
+  bool copy_warpgroup;  // one more warpgroup does nothing but copy
+  bool overlap;  // the weights of a block are computed while the values of the block before are multiplied
   bool early_value_wait;  // see Hopper::accumulate
-  bool early_bias;        // a tabulated bias is loaded before the products are waited for
-  int blocks_per_sm;      // that registers shall leave room for
+  bool shared_queries;  // mma.sync: queries stay in shared memory, and leave their registers to larger tiles
+  int blocks_per_sm;    // that registers shall leave room for
 
   int rows() const { return warpgroups * 4 * row_tiles * 16; }
   int groups() const { return warpgroups + (copy_warpgroup ? 1 : 0); }
-  int scores() const { return row_tiles * keys / 2; }      // of a thread
+  int scores() const { return row_tiles * keys / 2; }       // of a thread
   int outputs() const { return row_tiles * head_dim / 2; }  // of a thread
   int thread_rows() const { return row_tiles * 2; }
   // Which of its rows a thread's score or output belongs to.
@@ -87,8 +87,9 @@ class TensorBackend {
   virtual Expr setup(const std::vector<TensorTask> &tasks, const Expr &token) = 0;
   // Fetches a task's queries, and starts to fetch keys and values.
   virtual Expr begin(const TensorTask &task, const Expr &token) = 0;
-  // Where a copy warpgroup gets its tasks ahead of time, so do those that multiply. Posts one, kTasksAhead rounds
-  // early; one without steps is the end. Waits for a round's task, or leaves for good; and reads its numbers.
+  // Where a copy warpgroup gets its tasks ahead of time, so do those that multiply. Posts one, kTasksAhead
+  // rounds early; one without steps is the end. Waits for a round's task, or leaves for good; and reads its
+  // numbers.
   static constexpr int kTasksAhead = 2;
   virtual Expr post(const TensorTask &, const Expr &token) { return token; }
   virtual Expr enter(const Expr & /*round*/, const Expr &token) { return token; }

@@ -13,7 +13,7 @@ constexpr int kWarp = 32;
 AttentionTiles attention_tiles_cuda(int head_dim, int bytes, bool decode) {
   // Shared memory stays below the 99 KB that a block of threads may have on the smallest cards.
   if (!decode) {
-    const int rows = head_dim <= 64 ? 64 : head_dim <= 128 ? 32 : 16;
+    const int rows = head_dim <= 128 ? 32 : 16;
     return {head_dim, rows, rows, head_dim <= 64 ? 64 : 32, 8, 0, 0};
   }
   // A block of keys has about 32 KB: what is in flight from memory at a time.
@@ -25,16 +25,15 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
   const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
   const int D = tiles.head_dim, key_tiles = tiles.key_block / kWarp, query_block = tiles.query_block;
   const int warps = form.decode ? key_tiles : query_block / tiles.rows;
-  Var ob("ob"), oi("oi"), heads("heads"), parts("parts"), dx("dx"), dv("dv"), warp("warp"), ri("ri"),
-      ro("ro");
+  Var ob("ob"), oi("oi"), dx("dx"), dv("dv"), warp("warp"), ri("ri"), ro("ro");
   Var lane_in("lane_in"), lane_out("lane_out");
 
-  // A block of threads has one block of rows of one head.
-  const auto into_blocks = [&, &row = row, &split = split, &head = head, &batch = batch](Func g) {
-    g.split(row, ob, oi, query_block, TailStrategy::GuardWithIf)
-        .fuse(head, batch, heads)
-        .fuse(ob, split, parts)
-        .gpu_blocks(heads, parts);
+  // A block of threads has one block of rows, or one split of all rows, of one head. (Fused loops would lose
+  // their inner variable where two outputs are computed together.)
+  const Var part = form.decode ? split : ob, rows = form.decode ? row : oi;
+  const auto into_blocks = [&, &row = row, &head = head, &batch = batch](Func g) {
+    if (!form.decode) g.split(row, ob, oi, query_block, TailStrategy::GuardWithIf);
+    g.gpu_blocks(part, head, batch);
   };
   // Rows in a block of threads: a warp has the same ones throughout.
   const auto rows_to_warps = [&, &row = row](Stage stage) {
@@ -48,16 +47,22 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
   into_blocks(f.out);
   f.out.split(d, dv, dx, kWarp, TailStrategy::GuardWithIf);
   if (form.decode) {
-    f.out.split(oi, ri, warp, warps, TailStrategy::GuardWithIf);
+    f.out.split(rows, ri, warp, warps, TailStrategy::GuardWithIf);
   } else {
-    f.out.split(oi, warp, ri, tiles.rows);
+    f.out.split(rows, warp, ri, tiles.rows);
   }
-  f.out.reorder(dv, ri, dx, warp, heads, parts).gpu_threads(dx, warp);
+  f.out.gpu_threads(dx, warp);
   into_blocks(f.lse);
-  f.lse.split(oi, ro, ri, kWarp, TailStrategy::GuardWithIf)
-      .reorder(ro, ri, heads, parts)
-      .gpu_threads(ri)
-      .compute_with(f.out, heads);
+  f.lse.split(rows, ro, ri, kWarp, TailStrategy::GuardWithIf).gpu_threads(ri);
+  if (form.decode) {
+    f.out.reorder(dv, ri, dx, warp, part, head, batch);
+    f.lse.reorder(ro, ri, part, head, batch);
+  } else {
+    // There is one split: a loop around the launch.
+    f.out.reorder(dv, ri, dx, warp, part, head, batch, split);
+    f.lse.reorder(ro, ri, part, head, batch, split);
+  }
+  f.lse.compute_with(f.out, part);
 
   // A block of threads has one of all but rows, which Halide cannot see through the fused loops.
   const auto bounded_to_one = [&, block = block, split = split, row_block = row_block, head = head,
@@ -76,7 +81,10 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
     }
   };
 
-  const LoopLevel per_task(f.out, heads);
+  const LoopLevel per_task(f.out, part);
+
+  // Stored, or Halide would not see that they bound the loop over blocks of keys.
+  f.range.compute_at(per_task).bound_extent(row_block, 1).bound_extent(batch, 1);
 
   f.query.compute_at(per_task).bound_extent(d, D).split(d, dv, dx, kWarp);
   bounded(f.query);
@@ -255,15 +263,14 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
         .gpu_threads(dx, warp);
   }
 
-  for (Func g : {f.total, f.inverse, f.row_lse}) {
+  Func total_shared = f.total.in({f.inverse, f.row_lse});
+  for (Func g : {total_shared, f.inverse, f.row_lse}) {
     g.compute_at(per_task);
     bounded(g);
     g.split(row, ro, ri, kWarp, TailStrategy::GuardWithIf).reorder(ro, ri).gpu_threads(ri);
   }
-  f.total.update()
-      .split(row, ro, ri, kWarp, TailStrategy::GuardWithIf)
-      .reorder(f.rx.x, ro, ri)
-      .gpu_threads(ri);
+  f.total.compute_at(total_shared, ro);
+  bounded_to_one(f.total);
 }
 
 }  // namespace posattn::schedules

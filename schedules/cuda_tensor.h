@@ -20,8 +20,8 @@ struct TensorFuncs {
   Halide::Func rounds;                  // its update is the loop over the tiles of a block of threads
   std::vector<Halide::Func> of_thread;  // before that loop, of (thread, group, block), besides `rounds`
   std::vector<Halide::Func> of_round;   // of (thread, group, round, block), besides `loop`
-  // Its updates are the loops over masked and over other blocks of keys; or one loop over all of them, where there
-  // are no inner_steps.
+  // Its updates are the loops over masked and over other blocks of keys; or one loop over all of them, where
+  // there are no inner_steps.
   Halide::Func loop;
   TensorBlockFuncs first, masked, inner;
   Halide::RDom round, masked_steps, inner_steps;
@@ -30,8 +30,8 @@ struct TensorFuncs {
   } vars;
 };
 
-// Terms that are compiled in: none, one bias, all but branches, all.
-enum class TensorScores { plain, biased, full, branches };
+// Terms that are compiled in: none, a tabulated bias, a dense one, all but branches, all.
+enum class TensorScores { plain, table, dense, full, branches };
 
 // For Hopper, or for the cards since Ampere.
 TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores);

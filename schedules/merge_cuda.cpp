@@ -7,22 +7,20 @@ using namespace Halide;
 void schedule_merge_cuda(MergeFuncs &f, int head_dim) {
   const auto &[d, split, query, head, batch] = f.vars;
   constexpr int kWarp = 32, kParts = 8;
-  Var heads("heads"), dx("dx"), dv("dv"), si("si"), so("so"), part("part");
+  Var dx("dx"), dv("dv"), si("si"), so("so"), part("part");
   const int channels = head_dim / kWarp;
 
   // A block of threads has one row: warps share out the splits, lanes the channels.
-  const auto into_blocks = [&, &query = query, &head = head, &batch = batch](Func g) {
-    g.fuse(head, batch, heads).gpu_blocks(heads, query);
-  };
   const auto one = [&, query = query, head = head, batch = batch](Func g) {
     return g.bound_extent(query, 1).bound_extent(head, 1).bound_extent(batch, 1);
   };
-  into_blocks(f.out);
-  f.out.split(d, dv, dx, kWarp, TailStrategy::GuardWithIf).reorder(dv, dx, heads, query).gpu_threads(dx);
-  into_blocks(f.lse);
-  f.lse.reorder(heads, query).compute_with(f.out, heads);
+  f.out.split(d, dv, dx, kWarp, TailStrategy::GuardWithIf)
+      .reorder(dv, dx, query, head, batch)
+      .gpu_threads(dx)
+      .gpu_blocks(query, head, batch);
+  f.lse.gpu_blocks(query, head, batch).compute_with(f.out, query);
 
-  const LoopLevel per_row(f.out, heads);
+  const LoopLevel per_row(f.out, query);
   const auto by_threads = [&, &split = split](Func g) {
     one(g).compute_at(per_row).bound_storage(split, kMostSplitsCuda);
     g.split(split, so, si, kWarp * kParts, TailStrategy::GuardWithIf)

@@ -77,8 +77,9 @@ _KINDS = {
         params = {"decode": "false"},
         tensor = {"compiled_terms": "all"},
     ),
-    # The same on tensor cores for calls with nothing added to the scores, or only a tabulated bias.
+    # The same on tensor cores for calls with nothing added to the scores, or only a tabulated or a dense bias.
     "prefill_plain": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "plain"}),
+    "prefill_dense": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "dense"}),
     "prefill_offsets": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "offsets"}),
     "decode": _kind(
         "attention",

@@ -375,10 +375,14 @@ class Attend {
   // Batches and queries in as few calls as 32-bit offsets allow.
   void attend(Buffers &all, int64_t batches, int64_t q0, int64_t q1) {
     const int64_t queries = q1 - q0;
-    if (!all.fit() && batches > 1) {
-      for (int64_t b = 0; b < batches; ++b) {
-        Buffers one = all.part(b, b + 1, 0, queries, plan_.zeros);
-        attend(one, 1, q0, q1);
+    // Batches are the third dimension of a grid, which takes no more.
+    constexpr int64_t kMostBatches = 65535;
+    const int64_t step = all.fit() ? kMostBatches : 1;
+    if (batches > step) {
+      for (int64_t b = 0; b < batches; b += step) {
+        const int64_t end = std::min(b + step, batches);
+        Buffers part = all.part(b, end, 0, queries, plan_.zeros);
+        attend(part, end - b, q0, q1);
       }
     } else if (!all.fit() && queries > 1 && !plan_.kernels.decode) {
       const int64_t half = queries / 2;

@@ -190,15 +190,12 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
   Plan plan{};
   plan.kernels = kernels;
   plan.row_heads = kernels.decode ? problem.group : 1;
-  plan.splits = 1;
-  plan.split_blocks = int64_t{1} << 24;
-  if (kernels.decode) {
-    const int64_t block = kernels.attention->estimate("split_blocks", 0, kDecodeKeyBlock);
-    const int64_t blocks = ceil_div(shape.keys, block);
-    const int64_t wanted = std::clamp<int64_t>(kDecodeBlocks / (B * Hkv), 1, std::min(blocks, kMostSplits));
-    plan.split_blocks = ceil_div(blocks, wanted);
-    plan.splits = ceil_div(blocks, plan.split_blocks);
-  }
+  const int64_t block = kernels.attention->estimate("split_blocks", 0, kDecodeKeyBlock);
+  const int64_t blocks = ceil_div(shape.keys, block);
+  const int64_t wanted =
+      kernels.decode ? std::clamp<int64_t>(kDecodeBlocks / (B * Hkv), 1, std::min(blocks, kMostSplits)) : 1;
+  plan.split_blocks = ceil_div(blocks, wanted);
+  plan.splits = ceil_div(blocks, plan.split_blocks);
 
   plan.num_zeros = std::max<int64_t>(Hq, 64);
   plan.zeros = workspace.take<float>(plan.num_zeros);
