@@ -11,8 +11,8 @@ _BIAS_LENGTHS = (128, 512, 2048, 4096)  # a peer's mask of 4096 takes as many MB
 
 
 def heads_of(head_dim, length):
-    """512 channels, but fewer where one head is work enough for every thread and minutes for all of them."""
-    return 512 // head_dim // (1 if length <= 8192 else 4)
+    """512 channels, but fewer where a head is work enough for every thread, and all heads would take minutes."""
+    return max(1, 512 // head_dim // (1 if length <= 4096 else 4 if length <= 8192 else 8))
 
 
 def reference(q, k, v, rows, bias, causal):

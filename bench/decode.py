@@ -5,7 +5,7 @@ import torch
 import attention
 import backends
 import posattn_c
-from rows import Row, Work, add, short
+from rows import Row, Work, add, in_huge_pages, short
 
 _HEADS = 8
 _IN_MEMORY_BYTES = 100e6  # beyond the caches of most machines
@@ -24,7 +24,7 @@ def _decode(head_dim, length, dtype):
             exact,
             lambda out: out,
             k.element_size() * (k.numel() + v.numel()),
-            read=torch.cat([k.flatten(), v.flatten()]).view(torch.float32),
+            read=in_huge_pages(torch.cat([k.flatten(), v.flatten()]).view(torch.float32)),
         )
 
     return build

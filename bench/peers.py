@@ -147,7 +147,7 @@ def main():
     library = posattn_c.Library(arguments.library)
     library.set_target(arguments.target)
     path = output_path(arguments.output)
-    to = report.Report(path, machine.describe(library), arguments.resume)
+    to = report.Report(path, machine.describe(library), arguments.clock, arguments.resume)
     peak = Peak(arguments.peak)
     work = [(row, threads) for row in ROWS if wanted(row, arguments) for threads in arguments.threads]
     work = [(row, threads) for row, threads in work if not to.has(row, threads)]

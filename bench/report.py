@@ -30,7 +30,8 @@ def _rows_of_last_run(path, machine):
 
 
 class Report:
-    def __init__(self, path, machine, resume):
+    def __init__(self, path, machine, clock, resume):
+        self._clock = clock
         self._rows = _rows_of_last_run(path, machine) if resume else []
         self._done = {(record["group"], record["shape"], record["threads"]) for record in self._rows}
         self._file = open(path, "w")
@@ -74,6 +75,7 @@ class Report:
             group=row.group,
             shape=row.shape,
             threads=threads,
+            clock=self._clock,
             unit=row.unit,
             amount=amount,
             rounds=len(times["posattn"]),

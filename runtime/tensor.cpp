@@ -6,6 +6,10 @@
 #include <limits>
 #include <new>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "runtime/error.h"
 
 namespace posattn {
@@ -194,14 +198,20 @@ Tensor::Tensor(DType type, std::initializer_list<int64_t> shape)
     : Tensor(type, static_cast<int>(shape.size()), shape.begin()) {}
 
 Tensor::Tensor(DType type, int rank, const int64_t *shape) {
-  constexpr int64_t kAlignment = 64;
+  constexpr int64_t kCacheLine = 64, kHugePage = int64_t{2} << 20;
   const TensorView checked(nullptr, type, rank, shape);
   const int64_t bytes = checked.num_elements() * size_of(type);
-  if (bytes > std::numeric_limits<int64_t>::max() - kAlignment)
+  if (bytes > std::numeric_limits<int64_t>::max() - kHugePage)
     fail("shape: ", checked.shape_text(), " is too large");
-  const size_t rounded = static_cast<size_t>((bytes + kAlignment) / kAlignment * kAlignment);
-  memory_.reset(std::aligned_alloc(kAlignment, rounded));
+  const int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : kCacheLine;
+  const size_t rounded = static_cast<size_t>((bytes + alignment) / alignment * alignment);
+  memory_.reset(std::aligned_alloc(static_cast<size_t>(alignment), rounded));
   if (!memory_) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  // A cache or weights that are streamed from memory: prefetchers stop at the end of a page. A wish, which
+  // may fail.
+  if (alignment == kHugePage) madvise(memory_.get(), rounded, MADV_HUGEPAGE);
+#endif
   std::memset(memory_.get(), 0, rounded);
   view_ = MutableTensorView(memory_.get(), type, rank, shape);
 }
