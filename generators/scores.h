@@ -59,7 +59,7 @@ class ScoreGenerator : public Halide::Generator<T> {
   Input<bool> has_key_bias{"has_key_bias"}, has_add{"has_add"}, has_dense{"has_dense"}, has_keep{"has_keep"};
   Input<bool> keep_value{"keep_value"};  // the value of keep_mask that lets a key be seen
 
-  Input<Buffer<void, 4>> q{"q"};            // (d, query, head, batch)
+  Input<Buffer<void, 4>> q{"q"};  // (d, query, head, batch)
   // In the forms of packing.h, zero beyond the last key.
   Input<Buffer<void, 5>> keys{"keys"};      // (lane, d, key tile, kv_head, batch)
   Input<Buffer<void, 4>> values{"values"};  // (d, key, kv_head, batch)
