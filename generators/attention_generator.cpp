@@ -159,6 +159,11 @@ class Attention : public ScoreGenerator<Attention> {
     if (f.on_tiles) {
       // Two in a word, as values are, rounded to bfloat16: as a product of matrices of that type takes its
       // operands. Beside them sums of two that are not rounded, so that lse is as exact as float32 allows.
+      // Is that within twice the error of the plain formula, which keeps its weights in float32? That one
+      // rounds its results, by up to 2^-9 of the largest. Here each weight is off by up to 2^-9 of itself,
+      // the largest (always 1) not at all, with either sign: on the way to a result these errors cancel to
+      // less than its own rounding, which comes on top. Measured over hundreds of random calls: at most 1.5
+      // times.
       const Expr low = weight_of(lane), high = weight_of(lane + words);
       f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(undef<int32_t>(), undef<float>());
       f.weight(lane, f.tiles, row, block, row_block, head, batch) =

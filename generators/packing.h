@@ -1,6 +1,6 @@
-// The forms of packed keys and values. Where a machine multiplies pairs of 16-bit numbers, two of them that are
-// summed lie in one 32-bit word: channels 2 i and 2 i + 1 of a key, and keys x and x + lanes / 2 of a tile, so
-// that two vectors of weights become words without crossing lanes.
+// The forms of packed keys and values. Where a machine multiplies pairs of 16-bit numbers, two of them that
+// are summed lie in one 32-bit word: channels 2 i and 2 i + 1 of a key, and keys x and x + lanes / 2 of a
+// tile, so that two vectors of weights become words without crossing lanes.
 #pragma once
 
 #include "Halide.h"
@@ -49,7 +49,8 @@ class Packing {
     return reinterpret<int32_t>(cast<uint32_t>(low) | (cast<uint32_t>(high) << 16));
   }
   // Two numbers that are not negative, rounded to bfloat16. Halves go down, which is an operation instead of
-  // four (and where they went up, Halide would find a rounding shift that x86 does not have); a NaN stays one.
+  // four (and where they went up, Halide would find a rounding shift that x86 does not have); a NaN stays
+  // one.
   static Halide::Expr rounded_word(const Halide::Expr &low, const Halide::Expr &high) {
     using namespace Halide;
     const auto rounded = [](const Expr &x) { return reinterpret<uint32_t>(x) + 0x7fff; };

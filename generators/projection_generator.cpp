@@ -26,8 +26,8 @@ class Projection : public Generator<Projection> {
   Input<bool> has_addend{"has_addend"};
   Input<Buffer<float, 3>> addend{
       "addend"};  // (k, token, batch), strides of 0 allowed; only read with has_addend
-  // (lane, k, panel): zeros from the last k to a multiple of kProjectionDepth, and beyond the last feature. Where
-  // AMX multiplies them, (lane, k / 2, panel) of 32-bit words that hold k and k + 1.
+  // (lane, k, panel): zeros from the last k to a multiple of kProjectionDepth, and beyond the last feature.
+  // Where AMX multiplies them, (lane, k / 2, panel) of 32-bit words that hold k and k + 1.
   Input<Buffer<void, 3>> weights{"weights"};
   Input<Buffer<float, 1>> bias{"bias"};  // (feature), padded to whole panels
   Output<Buffer<void, 2>> out{"out"};    // (feature, row): row = batch * tokens + token
@@ -50,8 +50,8 @@ class Projection : public Generator<Projection> {
     many.tile = {tile_rows > 0 ? int(tile_rows) : tile.rows, width};
     const Expr rows = out.dim(1).extent();
     if (on_tiles()) {
-      // A tile reads the weights faster than memory gives them, even for a single row, and every row must come
-      // out the same among few and among many.
+      // A tile reads the weights faster than memory gives them, even for a single row, and every row must
+      // come out the same among few and among many.
       few.tile = schedules::kProjectionAmxFew;
       many.tile = schedules::kProjectionAmx;
       for (schedules::ProjectionFuncs *f : {&few, &many}) f->on_tiles = true, f->sum_chunks = sum_chunks;
@@ -119,8 +119,8 @@ class Projection : public Generator<Projection> {
     const Expr value = load_float(x(k_in, token, batch), get_target());
     const Expr added = select(has_addend, value + addend(k_in, token, batch), value);
     if (on_tiles()) {
-      const Expr bits = select(has_addend, word_of(store_float(type, added, get_target())),
-                               word_of(x(k_in, token, batch)));
+      const Expr bits =
+          select(has_addend, word_of(store_float(type, added, get_target())), word_of(x(k_in, token, batch)));
       f.staged(k, i, chunk, t) = reinterpret(Type(type), select(likely(at < depth), bits, cast<uint16_t>(0)));
     } else {
       f.staged(k, i, chunk, t) = select(likely(at < depth), added, 0.f);
@@ -143,9 +143,8 @@ class Projection : public Generator<Projection> {
     const Expr chunk_in = s * sum_chunks + f.r.y;
     f.r.where(chunk_in < chunks);
     f.part(lane, i, t, p, s) = 0.f;
-    f.part(lane, i, t, p, s) +=
-        load_float(f.staged(f.r.x, i, chunk_in, t), get_target()) *
-        f.weight(lane, chunk_in * kDepth + f.r.x, p);
+    f.part(lane, i, t, p, s) += load_float(f.staged(f.r.x, i, chunk_in, t), get_target()) *
+                                f.weight(lane, chunk_in * kDepth + f.r.x, p);
     f.parts = RDom(0, (chunks + sum_chunks - 1) / sum_chunks, "parts");
     f.sum(lane, i, t, p) = bias(panel_in * width + lane % width);
     f.sum(lane, i, t, p) += f.part(lane, i, t, p, f.parts);

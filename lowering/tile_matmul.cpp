@@ -184,7 +184,8 @@ class Nest {
 
   void check_a() {
     a_stride_ = distance("a", a_.bytes(), {}, {0, 1, 0, 0});
-    if (distance("a", a_.bytes(), {}, {1, 0, 0, 0}) != 0) fail(matmul_, "both operands depend on ", matmul_.n);
+    if (distance("a", a_.bytes(), {}, {1, 0, 0, 0}) != 0)
+      fail(matmul_, "both operands depend on ", matmul_.n);
     check_rows("a", a_.bytes(), a_stride_);
     for (int k0 = 0; k0 < depth_; k0 += kDepth) {
       std::vector<int64_t> bytes;
@@ -204,9 +205,11 @@ class Nest {
   }
 
   void check_b() {
-    if (distance("b", b_.bytes(), {}, {0, 1, 0, 0}) != 0) fail(matmul_, "both operands depend on ", matmul_.m);
+    if (distance("b", b_.bytes(), {}, {0, 1, 0, 0}) != 0)
+      fail(matmul_, "both operands depend on ", matmul_.m);
     for (int n = 1; n < columns_; n++) {
-      if (n % kTile != 0 && distance("b", b_.bytes(), {n - n % kTile, 0, 0, 0}, {n, 0, 0, 0}) != n % kTile * 4) {
+      if (n % kTile != 0 &&
+          distance("b", b_.bytes(), {n - n % kTile, 0, 0, 0}, {n, 0, 0, 0}) != n % kTile * 4) {
         fail(matmul_, "expected b to hold pairs of ", matmul_.k, " side by side along ", matmul_.n);
       }
     }
@@ -216,7 +219,8 @@ class Nest {
       if (k0 == 0) b_stride_ = of(2) - first;
       for (int place = 0; place < kDepth; place++) {
         if (of(place) - first != place / 2 * b_stride_ + place % 2 * 2) {
-          fail(matmul_, "expected b to hold the pairs of ", matmul_.k, " that a holds, in rows at equal distances");
+          fail(matmul_, "expected b to hold the pairs of ", matmul_.k,
+               " that a holds, in rows at equal distances");
         }
       }
     }
@@ -260,10 +264,10 @@ class Nest {
         for (int j = 0; j < ns; j++) b[j] = let(load(b_, b_stride_, {n0 + j * kTile, 0, k, step}));
         for (int i = 0; i < ms; i++) {
           for (int j = 0; j < ns; j++) {
-            sums[i][j] =
-                let(Call::make(sums[i][j].type(), "tile_matmul",
-                               {tile_int(kTile), tile_int(kRowBytes), tile_int(kRowBytes), sums[i][j], a[i], b[j]},
-                               Call::Intrinsic));
+            sums[i][j] = let(Call::make(
+                sums[i][j].type(), "tile_matmul",
+                {tile_int(kTile), tile_int(kRowBytes), tile_int(kRowBytes), sums[i][j], a[i], b[j]},
+                Call::Intrinsic));
           }
         }
       }
@@ -272,11 +276,11 @@ class Nest {
     for (int i = 0; i < ms; i++) {
       for (int j = 0; j < ns; j++) {
         const Expr place = at(c_index_ * 4, {n0 + j * kTile, m0 + i * kTile, 0, 0});
-        stores.push_back(Evaluate::make(Call::make(
-            Int(32), "tile_store",
-            {tile_int(kTile), tile_int(kRowBytes), Variable::make(Handle(), matmul_.func), cast<int64_t>(place),
-             Expr(c_stride_), sums[i][j]},
-            Call::Intrinsic)));
+        stores.push_back(Evaluate::make(
+            Call::make(Int(32), "tile_store",
+                       {tile_int(kTile), tile_int(kRowBytes), Variable::make(Handle(), matmul_.func),
+                        cast<int64_t>(place), Expr(c_stride_), sums[i][j]},
+                       Call::Intrinsic)));
       }
     }
     Stmt result = Block::make(stores);

@@ -162,7 +162,8 @@ bool find_attend_kernels(const AttendArgs &args, const AttendProblem &problem, b
   missing = KernelQuery();
   TargetList targets = usable_targets();
   if (args.cache) {
-    if (targets.size == 1 && targets.targets[0] != args.cache->target() && forced_target() >= 0) {
+    int *end = targets.targets + targets.size;
+    if (forced_target() >= 0 && std::find(targets.targets, end, args.cache->target()) == end) {
       fail("cache: it was made for target ", cpu_target(args.cache->target()).name, ", and target ",
            cpu_target(targets.targets[0]).name, " is forced");
     }
@@ -182,9 +183,8 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
   const int64_t B = shape.batch, Hq = shape.query_heads, Hkv = shape.kv_heads;
   AttendPlan plan{};
   plan.kernels = kernels;
-  plan.layout = args.cache
-                    ? args.cache->layout()
-                    : packed_layout(*kernels.pack_keys, cpu_target(kernels.target).key_lanes);
+  plan.layout = args.cache ? args.cache->layout()
+                           : packed_layout(*kernels.pack_keys, cpu_target(kernels.target).key_lanes);
   plan.blocks = ceil_div(shape.keys, plan.layout.lanes);
   plan.padded_keys = plan.blocks * plan.layout.lanes;
   plan_splits(problem, plan);

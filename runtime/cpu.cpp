@@ -91,10 +91,10 @@ const char *lacks() {
   return here ? nullptr : kCpuLacks;
 }
 
-constexpr CpuTarget kTargets[kNumCpuTargets] = {{"amx", 32, lacks_amx},
-                                                {"avx512", 32, lacks<has_avx512>},
-                                                {"avx2", 16, lacks<has_avx2>},
-                                                {"sse41", 8, lacks<has_sse41>}};
+constexpr CpuTarget kTargets[kNumCpuTargets] = {{"amx", 32, lacks_amx, "avx512"},
+                                                {"avx512", 32, lacks<has_avx512>, nullptr},
+                                                {"avx2", 16, lacks<has_avx2>, nullptr},
+                                                {"sse41", 8, lacks<has_sse41>, nullptr}};
 
 }  // namespace
 

@@ -13,6 +13,9 @@ struct CpuTarget {
                   // so
   // Why this machine cannot run it, or null if it can.
   const char *(*lacks)();
+  // The target that computes what this one has no kernels for, which every machine with this one has; or
+  // null.
+  const char *rest;
   bool available() const { return lacks() == nullptr; }
 };
 constexpr int kNumCpuTargets = 4;

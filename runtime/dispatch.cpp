@@ -232,11 +232,13 @@ TargetList usable_cuda_targets(int capability) {
 TargetList usable_targets() {
   TargetList list{};
   const int forced = forced_target();
+  const Index &index = kernel_index();
   if (forced >= 0) {
     list.targets[list.size++] = forced;
+    const int rest = cpu_target(forced).rest ? find_cpu_target(cpu_target(forced).rest) : -1;
+    if (rest >= 0 && index.target_linked[rest]) list.targets[list.size++] = rest;
     return list;
   }
-  const Index &index = kernel_index();
   for (int i = 0; i < kNumCpuTargets; ++i) {
     if (index.target_linked[i] && cpu_target(i).available()) list.targets[list.size++] = i;
   }

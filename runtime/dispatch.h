@@ -39,7 +39,8 @@ const Kernel *find_kernel(const KernelQuery &query);
 const Kernel &require_kernel(const KernelQuery &query);
 [[noreturn]] void fail_no_kernel(const KernelQuery &query);
 
-// Targets that a call may use, best first: the forced one, or all that this CPU has and the program links.
+// Targets that a call may use, best first: the forced one (and for what it never has kernels for, its rest),
+// or all that this CPU has and the program links.
 struct TargetList {
   int targets[8];
   int size;

@@ -30,7 +30,7 @@ struct KernelTable {
 
 const std::vector<const KernelInfo *> &all_kernels();
 
-// Targets best first, e.g. {"avx512", "avx2", "sse41"}.
+// Targets best first, e.g. {"amx", "avx512", "avx2", "sse41"}.
 struct TargetInfo {
   const char *name;
   bool cpu_has_it;     // this CPU and its operating system run it
@@ -40,6 +40,7 @@ struct TargetInfo {
 std::vector<TargetInfo> targets();
 
 // Forces a target for the process ("" = choose again by CPU). Throws Error if this machine or build lacks it.
+// amx is for bf16: other types then run on avx512.
 void set_target(const std::string &name);
 // The target that is forced, or else the best one; Error if this machine runs no linked kernel.
 const char *current_target();

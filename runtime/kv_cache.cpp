@@ -136,7 +136,8 @@ void KvCache::append_rows(const TensorView &key, const TensorView &value) {
         for (int64_t t = 0; t < rows.size(2); ++t) {
           const int64_t at = length_ + t;
           // Whatever was here before a truncation.
-          if (at % layout_.lanes == 0) std::memset(to + at / layout_.lanes * layout_.tile_size(), 0, tile_bytes);
+          if (at % layout_.lanes == 0)
+            std::memset(to + at / layout_.lanes * layout_.tile_size(), 0, tile_bytes);
           for (int64_t d = 0; d < rows.size(3); ++d) to[index(at, d)] = from[t * rows.stride(2) + d];
         }
       }
@@ -186,7 +187,8 @@ void KvCache::append_tiles(const TensorView &key, const TensorView &value) {
   static constexpr uint8_t kUnused[64] = {};
   const KernelBuffer unused = KernelBuffer(kUnused, DType::boolean).dim(1, 1).dim(1, 0);
   const auto pack = [&](const char *kind, ArgumentName in, const TensorView &rows, ArgumentName out,
-                        const Tensor &packed, KernelBuffer (*buffer)(const PackedLayout &, const PackedMemory &)) {
+                        const Tensor &packed,
+                        KernelBuffer (*buffer)(const PackedLayout &, const PackedMemory &)) {
     KernelQuery query;
     query.kind = kind;
     query.type = type_;

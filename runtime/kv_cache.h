@@ -32,8 +32,8 @@ class KvCache {
   void truncate(int64_t length);  // keeps the first `length` tokens
   void clear() { truncate(0); }
 
-  // For the kernels, both (batch, kv_heads, tiles, tile size): what is packed, up to a whole tile, as layout()
-  // says; zero beyond length().
+  // For the kernels, both (batch, kv_heads, tiles, tile size): what is packed, up to a whole tile, as
+  // layout() says; zero beyond length().
   TensorView packed_keys() const;
   TensorView packed_values() const;
   const PackedLayout &layout() const { return layout_; }

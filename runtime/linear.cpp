@@ -9,13 +9,14 @@
 namespace posattn {
 
 // As the projection kernel reads it: panels of `width` output features, (lane, k, panel), k padded with zeros
-// to what the kernel sums at a time. Where the kernel takes words of `pairs` = 2 numbers, k and k + 1 share one.
+// to what the kernel sums at a time. Where the kernel takes words of `pairs` = 2 numbers, k and k + 1 share
+// one.
 struct Linear::Packed {
   const Kernel *kernel;
   DType type;
   int64_t width, depth, pairs;  // depth: the padded number of inputs
-  Tensor weights;        // (panels, depth, width)
-  Tensor bias;           // (panels * width)
+  Tensor weights;               // (panels, depth, width)
+  Tensor bias;                  // (panels * width)
 };
 
 namespace {

@@ -8,8 +8,8 @@ namespace posattn {
 struct PackedLayout {
   int64_t lanes = 0;     // keys of a tile
   int64_t head_dim = 0;  // packed
-  // 16-bit numbers in an element: 2 where kernels multiply pairs of them, channels 2 i and 2 i + 1 of a key, and
-  // values lanes / 2 keys apart; else 1.
+  // 16-bit numbers in an element: 2 where kernels multiply pairs of them, channels 2 i and 2 i + 1 of a key,
+  // and values lanes / 2 keys apart; else 1.
   int64_t pairs = 1;
 
   int64_t tile_size() const { return lanes * head_dim; }  // in numbers, of keys and of values

@@ -1,4 +1,5 @@
-// How attention runs where AMX tiles multiply bfloat16: both products on tiles, the softmax on vectors between.
+// How attention runs where AMX tiles multiply bfloat16: both products on tiles, the softmax on vectors
+// between.
 #pragma once
 
 #include "Halide.h"

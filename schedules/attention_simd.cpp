@@ -74,7 +74,12 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   local(f.product, LoopLevel(f.score, ro));
   f.product.bound_extent(lane, key_lanes).bound_extent(tile, 1);
   f.product.vectorize(lane, lanes).unroll(lane).unroll(row);
-  f.product.update().reorder(lane, row, f.rd.x).vectorize(lane, lanes).unroll(lane).unroll(row).unroll(f.rd.x, 2);
+  f.product.update()
+      .reorder(lane, row, f.rd.x)
+      .vectorize(lane, lanes)
+      .unroll(lane)
+      .unroll(row)
+      .unroll(f.rd.x, 2);
   for (size_t i = 0; i < f.passes.size(); i++) {
     f.score.update(int(i) + 1).reorder(lane, row, f.passes[i]).vectorize(lane, lanes).unroll(lane);
   }

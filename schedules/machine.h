@@ -11,8 +11,8 @@ struct Machine {
   int key_lanes;  // keys that are packed side by side: the width of every score tile, and of the cache's
                   // layout
   int rows;  // rows of the register tile: rows * key_lanes / lanes accumulators + operands fill the registers
-  int pairs;        // 16-bit numbers that are multiplied and summed together; packed keys and values hold them so
-  bool amx;         // matrix products in bfloat16 on AMX tiles
+  int pairs;  // 16-bit numbers that are multiplied and summed together; packed keys and values hold them so
+  bool amx;   // matrix products in bfloat16 on AMX tiles
 };
 
 // 12 x 2 accumulators of 32 zmm, 6 x 2 of 16 ymm, 4 x 2 of 16 xmm. On AVX-512, 8 x 32, 4 x 64 and 6 x 64 were

@@ -68,7 +68,8 @@ void schedule_projection(Func out, const std::vector<ProjectionCase> &cases, con
     ProjectionFuncs &f = one.funcs;
     schedule_case(stage, out, f, has_addend, vars, machine.lanes);
     if (f.on_tiles) {
-      matmuls.push_back({f.part.name(), vars.lane.name(), vars.i.name(), f.r.x.name(), f.r.y.name(), f.sum_chunks});
+      matmuls.push_back(
+          {f.part.name(), vars.lane.name(), vars.i.name(), f.r.x.name(), f.r.y.name(), f.sum_chunks});
     }
   }
   if (!matmuls.empty()) pipeline.add_custom_lowering_pass(new lowering::LowerTileMatmuls(matmuls));

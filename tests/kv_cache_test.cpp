@@ -64,7 +64,8 @@ void expect_holds(const KvCache &cache, const TensorView &key, const TensorView 
           const bool in_value = t < cache.length() && d < cache.value_dim();
           ASSERT_EQ(packed(keys, b, h, layout.key_index(t, d)), in_key ? bits_at(key, {b, h, t, d}) : 0u)
               << "key " << b << " " << h << " " << t << " " << d;
-          ASSERT_EQ(packed(values, b, h, layout.value_index(t, d)), in_value ? bits_at(value, {b, h, t, d}) : 0u)
+          ASSERT_EQ(packed(values, b, h, layout.value_index(t, d)),
+                    in_value ? bits_at(value, {b, h, t, d}) : 0u)
               << "value " << b << " " << h << " " << t << " " << d;
         }
       }

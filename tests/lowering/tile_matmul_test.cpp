@@ -17,7 +17,8 @@ using namespace Halide::Internal;
 
 Target amx_target() {
   return Target(
-      "x86-64-linux-avx-avx2-avx512-avx512_cannonlake-avx512_sapphirerapids-avx512_skylake-avx512_zen4-f16c-fma-"
+      "x86-64-linux-avx-avx2-avx512-avx512_cannonlake-avx512_sapphirerapids-avx512_skylake-avx512_zen4-f16c-"
+      "fma-"
       "sse41");
 }
 
@@ -106,36 +107,41 @@ std::string error_of(Product &product) {
   return "no error";
 }
 
-#define EXPECT_ERROR(product, text)                                     \
-  do {                                                                  \
-    const std::string error = error_of(product);                        \
-    EXPECT_NE(error.find(text), std::string::npos) << error;            \
-    EXPECT_NE(error.find("Func c"), std::string::npos) << error;        \
+#define EXPECT_ERROR(product, text)                              \
+  do {                                                           \
+    const std::string error = error_of(product);                 \
+    EXPECT_NE(error.find(text), std::string::npos) << error;     \
+    EXPECT_NE(error.find("Func c"), std::string::npos) << error; \
   } while (false)
 
 using Counts = std::map<std::string, int>;
 
 TEST(TileMatmul, LoadsAnOperandOnceForEachBlockOfTiles) {
   Product square(32, 32, 64);
-  EXPECT_EQ(intrinsics(square), (Counts{{"tile_zero", 4}, {"tile_load", 8}, {"tile_matmul", 8}, {"tile_store", 4}}));
+  EXPECT_EQ(intrinsics(square),
+            (Counts{{"tile_zero", 4}, {"tile_load", 8}, {"tile_matmul", 8}, {"tile_store", 4}}));
   Product one(16, 16, 32);
-  EXPECT_EQ(intrinsics(one), (Counts{{"tile_zero", 1}, {"tile_load", 2}, {"tile_matmul", 1}, {"tile_store", 1}}));
+  EXPECT_EQ(intrinsics(one),
+            (Counts{{"tile_zero", 1}, {"tile_load", 2}, {"tile_matmul", 1}, {"tile_store", 1}}));
   // Three columns of tiles: two and one.
   Product odd(16, 48, 32);
-  EXPECT_EQ(intrinsics(odd), (Counts{{"tile_zero", 3}, {"tile_load", 5}, {"tile_matmul", 3}, {"tile_store", 3}}));
+  EXPECT_EQ(intrinsics(odd),
+            (Counts{{"tile_zero", 3}, {"tile_load", 5}, {"tile_matmul", 3}, {"tile_store", 3}}));
 }
 
 TEST(TileMatmul, TakesPairsThatAreNotNeighbours) {
   Product pairs(32, 32, 64);
   pairs.words_of_a = true;
-  EXPECT_EQ(intrinsics(pairs), (Counts{{"tile_zero", 4}, {"tile_load", 8}, {"tile_matmul", 8}, {"tile_store", 4}}));
+  EXPECT_EQ(intrinsics(pairs),
+            (Counts{{"tile_zero", 4}, {"tile_load", 8}, {"tile_matmul", 8}, {"tile_store", 4}}));
 }
 
 TEST(TileMatmul, HasCodeForEachNumberOfSteps) {
   Product steps(16, 16, 32);
   steps.steps = 3;
   steps.words_of_a = true;
-  EXPECT_EQ(intrinsics(steps), (Counts{{"tile_zero", 4}, {"tile_load", 12}, {"tile_matmul", 6}, {"tile_store", 4}}));
+  EXPECT_EQ(intrinsics(steps),
+            (Counts{{"tile_zero", 4}, {"tile_load", 12}, {"tile_matmul", 6}, {"tile_store", 4}}));
 }
 
 TEST(TileMatmul, WrongShapesAreErrors) {
@@ -239,7 +245,8 @@ void check_products(Product &product, int used) {
 
 TEST(TileMatmul, ProductsAreRight) {
   if (lacks_amx()) GTEST_SKIP() << "skipped: " << lacks_amx();
-  for (const auto &[rows, columns, depth] : {std::tuple(16, 16, 32), std::tuple(32, 64, 96), std::tuple(48, 80, 64)}) {
+  for (const auto &[rows, columns, depth] :
+       {std::tuple(16, 16, 32), std::tuple(32, 64, 96), std::tuple(48, 80, 64)}) {
     for (const bool words : {false, true}) {
       Product product(rows, columns, depth);
       product.words_of_a = words;
