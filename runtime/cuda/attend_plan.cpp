@@ -95,16 +95,14 @@ class Finder {
     return query;
   }
   // Of the best target that has one, but for attention on tensor cores. Those targets have nothing else, so
-  // what goes with it comes from the others, even where one of them is forced.
+  // all else comes from the other one, even where one of them is forced.
   const Kernel *look(KernelQuery &query) const {
     for (int i = 0; i < targets_.size; ++i) {
       query.target = targets_.targets[i];
       if (is_tensor(query.target)) continue;
       if (const Kernel *kernel = find_kernel(query)) return kernel;
     }
-    if (targets_.size == 0 || !is_tensor(targets_.targets[0]) || std::strcmp(query.kind, "prefill") == 0) {
-      return nullptr;
-    }
+    if (targets_.size == 0 || !is_tensor(targets_.targets[0])) return nullptr;
     query.target = find_target("simt");
     return find_kernel(query);
   }
