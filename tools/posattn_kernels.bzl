@@ -100,6 +100,7 @@ _KINDS = {
     "rotary": _kind("rotary", cuda = {}),
     "projection": _kind("projection"),
     # What a CPU tabulates outside of kernels, from tensors on a GPU.
+    "clear_values": _kind("tables", cpu = False, cuda = {}, generator = "clear_values", types = ["f32"]),
     "key_mask": _kind("tables", cpu = False, cuda = {}, generator = "key_mask", types = ["f32"]),
     "float_mask": _kind("tables", cpu = False, cuda = {}, generator = "float_mask", types = ["f32"]),
     "keep_mask": _kind("tables", cpu = False, cuda = {}, generator = "keep_mask", types = ["f32"]),
