@@ -141,12 +141,14 @@ template <typename Real>
 class Attention {
  public:
   // What the formula leaves open, float32 does not: `order` other than 0 shuffles the channels and keys of
-  // sums, and odd ones scale the query instead of the product, as PyTorch does.
+  // sums; odd ones scale the query instead of the product, as PyTorch does; and of four two round the weights
+  // to the storage type before they multiply the values, as the product of two tensors of that type does.
   Attention(const AttendArgs &args, const std::vector<BranchFormula> &own, bool rounded, uint64_t order = 0)
       : args_(args),
         own_(own),
         rounded_(rounded),
         scaled_query_(order % 2 == 1),
+        rounded_weights_(rounded && order % 4 >= 2),
         batch_(args.query.size(0)),
         heads_(args.query.size(1)),
         kv_heads_(args.key.size(1)),
@@ -317,14 +319,15 @@ class Attention {
       const Real *v = values + j * value_dim_;
       // Also skips values of hidden keys, which may hold anything.
       if (p[static_cast<size_t>(j)] == 0) continue;
-      for (int64_t d = 0; d < value_dim_; ++d)
-        out[static_cast<size_t>(d)] += p[static_cast<size_t>(j)] * v[d];
+      Real weight = p[static_cast<size_t>(j)];
+      if (rounded_weights_) weight = static_cast<Real>(stored(weight));
+      for (int64_t d = 0; d < value_dim_; ++d) out[static_cast<size_t>(d)] += weight * v[d];
     }
   }
 
   const AttendArgs &args_;
   const std::vector<BranchFormula> &own_;
-  const bool rounded_, scaled_query_;
+  const bool rounded_, scaled_query_, rounded_weights_;
   const int64_t batch_, heads_, kv_heads_, queries_, keys_, dim_, value_dim_;
   const std::vector<Real> q_, k_, v_;  // contiguous, rotated
   const std::vector<int64_t> channel_order_, key_order_;

@@ -46,9 +46,10 @@ Comparison compare(const std::string &what, const TensorView &actual, const std:
                    const std::vector<double> &naive);
 
 // The rule for one call's outputs. How close the formula comes for a few numbers is a matter of luck, and of
-// what it leaves open: the order of sums, and whether the query is scaled or the product. So before outputs
-// are found wrong, some variants of it are tried, and of each element the value farthest from the reference
-// counts.
+// what it leaves open: the order of sums, whether the query is scaled or the product, and whether weights are
+// rounded to the type when values are multiplied by them, as they are where they are a tensor. So before
+// outputs are found wrong, some variants of it are tried, and of each element the value farthest from the
+// reference counts.
 class AccuracyRule {
  public:
   // Reads what reference_attention() reads; `args` must outlive this.
