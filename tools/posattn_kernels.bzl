@@ -261,6 +261,8 @@ def posattn_kernels(
     ):
         if value not in known:
             fail("{}: there is no {} '{}', only {}".format(name, what, value, ", ".join(known.keys())))
+    if not [target for target in targets if _TARGET_TYPES.get(target, types[0]) in types]:
+        fail("{}: targets {} have no kernels of types {}".format(name, ", ".join(targets), ", ".join(types)))
     if not prefix:
         prefix = "_".join([native.package_name(), name]).strip("_")
         prefix = "".join([c if c.isalnum() else "_" for c in prefix.elems()])
