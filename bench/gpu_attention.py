@@ -216,6 +216,7 @@ def main():
     parser.add_argument("library")
     parser.add_argument("--quick", action="store_true", help="fewer shapes, no FlexAttention, bfloat16 alone")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=600, help="after which no other shape is begun")
     parser.add_argument("--out", help="append rows to this file")
     parser.add_argument("--commit", default="", help="of the library, for the rows")
     options = parser.parse_args()
@@ -235,14 +236,18 @@ def main():
     run["worst_error"] = check(kernels)
     print(f"checked; largest error {run['worst_error']:.2f} of what is allowed", flush=True)
 
-    # FlexAttention compiles for seconds for each call, so it comes last and with fewer of them.
-    lengths = (512, 4096) if options.quick else (512, 1024, 2048, 4096, 8192, 16384)
-    jobs = [(torch.bfloat16, dim, tokens, causal, False) for dim in (64, 128) for tokens in lengths for causal in (0, 1)]
+    lengths = (512, 4096) if options.quick else (4096, 512, 1024, 2048, 8192, 16384)
+    jobs = [(torch.bfloat16, dim, tokens, causal, False) for tokens in lengths for dim in (64, 128) for causal in (0, 1)]
     if not options.quick:
+        # FlexAttention compiles for seconds for each call, so there are fewer of them.
+        jobs = [(torch.bfloat16, dim, 4096, causal, True) for dim in (64, 128) for causal in (0, 1)] + jobs
         jobs += [(torch.float16, dim, tokens, 0, False) for dim in (64, 128) for tokens in (1024, 4096)]
-        jobs += [(torch.bfloat16, dim, 4096, causal, True) for dim in (64, 128) for causal in (0, 1)]
+    begin = time.monotonic()
     flex, ratios = Flex(), {}
     for dtype, dim, tokens, causal, with_flex in jobs:
+        if time.monotonic() - begin > options.seconds:
+            print("out of time")
+            break
         batch, heads = TOKENS // tokens, CHANNELS // dim
         q, k, v = (torch.randn(batch, heads, tokens, dim, device=DEVICE).to(dtype) for _ in range(3))
         table, zero = tabulated(heads, tokens, tokens)
