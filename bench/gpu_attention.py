@@ -189,12 +189,25 @@ def sdpa(backend, q, k, v, causal, mask=None):
     return run
 
 
+def alibi_of(slopes):
+    return lambda score, b, h, i, j: score + slopes[h] * (i - j).abs()
+
+
+def table_of(table, zero):
+    return lambda score, b, h, i, j: score + table[h, j - i + zero]
+
+
 class Flex:
     """FlexAttention, compiled once for each kind of call."""
 
     def __init__(self):
+        import torch._dynamo
         from torch.nn.attention import flex_attention
 
+        # Beyond its limit of 8 it would run uncompiled.
+        for limit in ("recompile_limit", "cache_size_limit"):
+            if hasattr(torch._dynamo.config, limit):
+                setattr(torch._dynamo.config, limit, 64)
         self.module = flex_attention
         self.compiled = torch.compile(flex_attention.flex_attention, dynamic=False)
         self.masks = {}
@@ -258,12 +271,8 @@ def main():
         runs = {"table sm90a": ours("prefill_offsets", "sm90a", offsets=table, offset_zero=zero)}
         if with_flex:
             slopes = torch.arange(1, heads + 1, device=DEVICE) * (-0.25 / heads)
-            runs["flex alibi"] = flex.prepare(
-                q, k, v, causal, lambda s, b, h, i, j, slopes=slopes: s + slopes[h] * (i - j).abs()
-            )
-            runs["flex table"] = flex.prepare(
-                q, k, v, causal, lambda s, b, h, i, j, table=table, zero=zero: s + table[h, j - i + zero]
-            )
+            runs["flex alibi"] = flex.prepare(q, k, v, causal, alibi_of(slopes))
+            runs["flex table"] = flex.prepare(q, k, v, causal, table_of(table, zero))
         else:
             runs["plain sm90a"] = ours("prefill_plain", "sm90a")
             runs["plain sm80"] = ours("prefill_plain", "sm80")
