@@ -1,4 +1,4 @@
-"""Rows of whole layers: the original classes, and posattn with their weights."""
+"""Rows of whole layers: the original classes, eager and compiled, and posattn with their weights."""
 
 import copy
 import pathlib
@@ -8,7 +8,7 @@ import torch
 
 import posattn_c
 import safetensors_file
-from rows import Row, Work, add
+from rows import Row, Work, add, short
 
 
 def _originals():
@@ -23,6 +23,9 @@ def _originals():
     }
 
 
+_NAMES = ("MultiheadAttention", "AdditivePos", "AdditiveRel", "RoPE")
+
+
 def _make_original(name, embed_dim, heads, length):
     positions, make = _originals()[name]
     layer = make(embed_dim, heads, length).eval()
@@ -32,23 +35,33 @@ def _make_original(name, embed_dim, heads, length):
     return positions, layer
 
 
-def _layer(name, batch, length, embed_dim, heads):
-    def build(library):
+def load(library, layer, heads, positions, dtype):
+    """posattn's layer with the weights of a module."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "layer.safetensors"
+        safetensors_file.save(path, layer.state_dict())
+        return posattn_c.Layer(library, path, heads, positions, dtype)
+
+
+def _layer(name, batch, length, embed_dim, heads, dtype):
+    def build(library, threads):
         positions, original = _make_original(name, embed_dim, heads, length)
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "layer.safetensors"
-            safetensors_file.save(path, original.state_dict())
-            ours = posattn_c.Layer(library, path, heads, positions)
-        x = torch.randn(batch, length, embed_dim)
+        original = original.to(dtype)
+        ours = load(library, original, heads, positions, dtype)
+        x = torch.randn(batch, length, embed_dim).to(dtype)
         run, out = ours.self_attention(x)
         some = torch.tensor([0, batch // 2, batch - 1])
-        exact = copy.deepcopy(original).double()
         few = x[some].double()
+        exact = copy.deepcopy(original).double()(few, few, few, need_weights=False)[0]
+        compiled = torch.compile(original)
         return Work(
-            lambda: original(x, x, x, need_weights=False)[0],
             run,
             out,
-            exact(few, few, few, need_weights=False)[0],
+            {
+                "pytorch": lambda: original(x, x, x, need_weights=False)[0],
+                "torch.compile": lambda: compiled(x, x, x, need_weights=False)[0],
+            },
+            exact,
             lambda result: result[some],
             8 * batch * length * embed_dim**2 + 4 * batch * length**2 * embed_dim,
         )
@@ -56,13 +69,14 @@ def _layer(name, batch, length, embed_dim, heads):
     return build
 
 
-def _rows(group, batch, length, embed_dim, heads):
-    quick = ("MultiheadAttention", "AdditiveRel")
-    return [
-        Row(group, name, _layer(name, batch, length, embed_dim, heads), quick=name in quick)
-        for name in ("MultiheadAttention", "AdditivePos", "AdditiveRel", "RoPE")
-    ]
+def _rows(batch, length, embed_dim, heads, dtype):
+    group = f"{short(dtype)} layer B{batch} T{length} E{embed_dim} H{heads}"
+    for name in _NAMES:
+        build = _layer(name, batch, length, embed_dim, heads, dtype)
+        yield Row(group, name, dtype, build, quick=name == "AdditiveRel" and dtype == torch.float32)
 
 
-add("layer B4 T512 E512 H8", 1.3, "GFLOP/s", _rows("layer B4 T512 E512 H8", 4, 512, 512, 8))
-add("layer B512 T15 E768 H6", 1.0, "GFLOP/s", _rows("layer B512 T15 E768 H6", 512, 15, 768, 6))
+add(1.5, _rows(4, 512, 512, 8, torch.float32))
+add(2.0, _rows(4, 512, 512, 8, torch.bfloat16))
+add(1.15, _rows(512, 15, 768, 6, torch.float32))
+add(2.0, _rows(512, 15, 768, 6, torch.bfloat16))

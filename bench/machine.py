@@ -19,17 +19,28 @@ def _cpu_model():
 
 
 def _commit():
-    """Of the workspace, "+" if it has changes; "" outside of one."""
+    """Of the workspace, "+" if it has changes other than results; "" outside of one."""
     folder = os.environ.get("BUILD_WORKSPACE_DIRECTORY")
     if not folder:
         return ""
     try:
         git = ["git", "-C", folder]
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+        changes = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!bench/results"], capture_output=True)
         return commit.stdout.strip() + ("+" if changes.returncode else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _versions(*names):
+    """Of the packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
 
 
 def available_cores():
@@ -48,8 +59,9 @@ def describe(library):
         "posattn": library.version,
         "commit": _commit(),
         "target": library.current_target(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_capability": torch.backends.cpu.get_cpu_capability(),
-        **{name: importlib.metadata.version(name) for name in ("symm-learning", "numpy")},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})",
+            **_versions("openvino", "onnxruntime", "symm-learning", "espnet", "numpy"),
+        },
     }

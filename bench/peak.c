@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <time.h>
 
+#include "peak_bf16.h"
+
 enum { MAX_THREADS = 256, CHAINS = 12 };
 
 /* Twelve chains hide the latency of four to five cycles on two ports. */
@@ -63,8 +65,9 @@ static machine this_machine(void) {
 
 typedef struct {
   pthread_barrier_t *start;
-  machine with;
-  const float *data; /* null: multiply-adds */
+  void (*steps)(int64_t count);
+  void (*read)(const float *data, int64_t count);
+  const float *data; /* null: steps */
   int64_t count;
   double begin, end;
 } task;
@@ -80,9 +83,9 @@ static void *run(void *argument) {
   pthread_barrier_wait(t->start);
   t->begin = now();
   if (t->data) {
-    t->with.read(t->data, t->count);
+    t->read(t->data, t->count);
   } else {
-    t->with.multiply_add(t->count);
+    t->steps(t->count);
   }
   t->end = now();
   return NULL;
@@ -110,14 +113,24 @@ static double run_all(task *tasks, int threads) {
   return end - begin;
 }
 
-/* FLOP/s of `count` steps on each thread. */
-double peak_flops(int threads, int64_t count) {
+static double rate(arithmetic of, int threads, int64_t count) {
   task tasks[MAX_THREADS];
-  const machine with = this_machine();
   double seconds;
-  for (int i = 0; i < threads && i < MAX_THREADS; ++i) tasks[i] = (task){.with = with, .count = count};
+  for (int i = 0; i < threads && i < MAX_THREADS; ++i) tasks[i] = (task){.steps = of.steps, .count = count};
   seconds = run_all(tasks, threads);
-  return seconds > 0 ? 2.0 * CHAINS * with.lanes * (double)count * threads / seconds : 0;
+  return seconds > 0 ? of.flops * (double)count * threads / seconds : 0;
+}
+
+/* FLOP/s of `count` steps of float32 multiply-adds on each thread. */
+double peak_flops(int threads, int64_t count) {
+  const machine with = this_machine();
+  return rate((arithmetic){with.multiply_add, 2.0 * CHAINS * with.lanes}, threads, count);
+}
+
+/* Likewise of bfloat16 products; of float32 where the machine has no such unit. */
+double peak_flops_bf16(int threads, int64_t count) {
+  const arithmetic bf16 = bf16_arithmetic();
+  return bf16.steps ? rate(bf16, threads, count) : peak_flops(threads, count);
 }
 
 /* Bytes/s of reading `count` floats once, an equal part on each thread. */
@@ -127,7 +140,7 @@ double peak_read(int threads, const float *data, int64_t count) {
   const int64_t part = threads > 0 ? count / threads : 0;
   double seconds;
   for (int i = 0; i < threads && i < MAX_THREADS; ++i) {
-    tasks[i] = (task){.with = with, .data = data + i * part, .count = part};
+    tasks[i] = (task){.read = with.read, .data = data + i * part, .count = part};
   }
   seconds = run_all(tasks, threads);
   return seconds > 0 ? 4.0 * (double)(part * threads) / seconds : 0;

@@ -16,7 +16,7 @@ _DTYPES = {
     torch.bool: 6,
 }
 CAUSAL_BOTTOM_RIGHT = 1
-RELATIVE, ALIBI = 1, 2
+RELATIVE, ALIBI, T5 = 1, 2, 3
 MINUS, PLUS = 0, 1
 
 
@@ -153,14 +153,19 @@ class Library:
 
 
 class Attend:
-    """One call of posattn_attend, with its workspace allocated once. Call run() to compute out."""
+    """One call of posattn_attend, with its workspace allocated once. Call run() to compute out.
+
+    branches: (kind, table, {field of Branch: value}).
+    """
 
     def __init__(self, library, query, key, value, *, branches=(), causal=False, cache=None):
         value_dim = value.shape[-1]
         self.out = torch.full((*query.shape[:3], value_dim), float("nan"), dtype=query.dtype)
         c_branches = (Branch * max(len(branches), 1))()
-        for branch, (kind, table, sign) in zip(c_branches, branches):
-            branch.kind, branch.sign, branch.table = kind, sign, Tensor.of(table)
+        for branch, (kind, table, options) in zip(c_branches, branches):
+            branch.kind, branch.table = kind, Tensor.of(table)
+            for name, option in options.items():
+                setattr(branch, name, option)
         args = library.init(AttendArgs(), "attend_args")
         args.query, args.out = Tensor.of(query), Tensor.of(self.out)
         if cache:
@@ -194,10 +199,10 @@ class Cache:
 class Layer:
     """A layer of a safetensors file. positions: "none", "additive", "relative+rope", ..."""
 
-    def __init__(self, library, path, num_heads, positions):
+    def __init__(self, library, path, num_heads, positions, dtype=torch.float32):
         self._library, self._layer, self._scratch = library, c_void_p(), c_void_p()
         options = library.init(LayerOptions(), "layer_options")
-        options.num_heads, options.positions = num_heads, positions.encode()
+        options.num_heads, options.positions, options.dtype = num_heads, positions.encode(), _DTYPES[dtype]
         library.call("layer_load", str(path).encode(), None, byref(options), byref(self._layer))
         library.call("scratch_create", byref(self._scratch))
 
@@ -208,7 +213,25 @@ class Layer:
     def self_attention(self, x):
         """(run, out): run() computes out of x (B, T, E)."""
         out = torch.full_like(x, float("nan"))
+        return self._forward(x, out, None), out
+
+    def decoding(self, prefix, x):
+        """(run, out): run() computes out of one more token x (1, 1, E) after those of prefix (1, T, E)."""
+        length, out, cache = prefix.shape[1], torch.full_like(x, float("nan")), c_void_p()
+        capacity = c_int64(length + 1)
+        self._library.call("cache_create_for_layer", self._layer, c_int64(1), capacity, byref(cache))
+        self._forward(prefix, torch.empty_like(prefix), cache)()
+        step = self._forward(x, out, cache)
+        forget = self._library.run([], "cache_truncate", cache, c_int64(length))
+
+        def run():
+            forget()
+            step()
+
+        return run, out
+
+    def _forward(self, x, out, cache):
         args = self._library.init(ForwardArgs(), "forward_args")
         args.query = args.key = args.value = Tensor.of(x)
-        args.out, args.scratch = Tensor.of(out), self._scratch
-        return self._library.run([self, x, out], "layer_forward", self._layer, byref(args)), out
+        args.out, args.scratch, args.cache = Tensor.of(out), self._scratch, cache
+        return self._library.run([self, x, out, args], "layer_forward", self._layer, byref(args))

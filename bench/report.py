@@ -1,73 +1,119 @@
-"""Lines for people, and JSON lines for programs."""
+"""Lines for people, JSON lines for programs, and the ratios at the end."""
 
 import json
 import math
+import sys
 
-_HEADER = f"{'':24}{'':20}{'thr':>4}{'peak':>8}{'PyTorch':>16}{'posattn':>16} {'':9}{'ratio':>14}{'goal':>6}"
+import tqdm
+
+from rows import GOALS
+
+# What must be the same for rows of an interrupted run to be kept.
+_SAME = ("cpu", "cores", "posattn", "commit", "target", "versions")
+
+
+def _rows_of_last_run(path, machine):
+    """Records of the run at the end of the file, if it was of the same machine and versions. A damaged last line, as an
+    interrupted run leaves it, is skipped."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record.get("kind") == "run":
+                rows = [] if any(record.get(name) != machine[name] for name in _SAME) else [record]
+            elif record.get("kind") == "row" and rows:
+                rows.append(record)
+    return rows[1:]
 
 
 class Report:
-    def __init__(self, path):
-        self._file = open(path, "a")
-        self._ratios = {}  # (group, threads) -> ratios of best times
-        self._goals = {}
+    def __init__(self, path, machine, resume):
+        self._rows = _rows_of_last_run(path, machine) if resume else []
+        self._done = {(record["group"], record["shape"], record["threads"]) for record in self._rows}
+        self._file = open(path, "w")
+        self._write(kind="run", **machine)
+        for record in self._rows:
+            self._write(**record)
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        self._print(
+            f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']}; "
+            f"posattn {machine['posattn']} {machine['commit']} ({machine['target']}); {versions}; {machine['date']}"
+        )
+        self._print("Rates of best rounds; ratio: the best peer's time over posattn's, of best and of median rounds.")
 
-    def write(self, **record):
+    def _print(self, text):
+        tqdm.tqdm.write(text)
+        sys.stdout.flush()
+
+    def _write(self, **record):
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
-    def begin(self, machine, options):
-        self.write(kind="run", **machine, options=options)
-        print(
-            f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']}; "
-            f"posattn {machine['posattn']} {machine['commit']} ({machine['target']}), "
-            f"torch {machine['torch']} ({machine['torch_capability']}), {machine['date']}"
-        )
-        print("Rates: of the best and of the median round. Ratio: PyTorch's time over posattn's, best and median.")
-        print(_HEADER, flush=True)
+    def has(self, row, threads):
+        return (row.group, row.shape, threads) in self._done
 
-    def row(self, row, group, threads, amount, times, peaks, errors):
-        def rates(seconds):
-            return amount / min(seconds) / 1e9, amount / seconds.median / 1e9
+    def row(self, row, threads, amount, times, peaks, errors):
+        seconds = {name: {"best": min(t), "median": t.median, "worst": max(t)} for name, t in times.items()}
+        peers = [name for name in times if name not in ("posattn", "plain")]
+        ours = seconds["posattn"]
 
-        theirs, ours = times["pytorch"], times["posattn"]
-        best = min(theirs) / min(ours)
-        rounds = sorted(a / b for a, b in zip(theirs, ours))
-        median = rounds[len(rounds) // 2]
-        peak = max(peaks) / 1e9
-        met = best >= group.goal
-        print(
-            f"{row.group:24}{row.shape:20}{threads:4}{peak:8.1f}"
-            f"{'%.1f/%.1f' % rates(theirs):>16}{'%.1f/%.1f' % rates(ours):>16} {group.unit:9}"
-            f"{'%.2f/%.2f' % (best, median):>14}{group.goal:6.1f} {'' if met else 'below'}",
-            flush=True,
-        )
-        self._ratios.setdefault((row.group, threads), []).append((best, median))
-        self._goals[row.group] = group.goal
-        self.write(
+        def against(names, which):
+            return min(seconds[name][which] for name in names) / ours[which]
+
+        peak = max(peaks)
+        ratios = {row.group: (against(peers, "best"), against(peers, "median"))}
+        if row.of_peak:
+            ratios[row.of_peak] = (amount / ours["best"] / peak, amount / ours["median"] / peaks.median)
+        if row.of_plain:
+            ratios[row.of_plain] = (against(["plain"], "best"), against(["plain"], "median"))
+        record = dict(
             kind="row",
             group=row.group,
             shape=row.shape,
             threads=threads,
-            unit=group.unit,
+            unit=row.unit,
             amount=amount,
-            rounds=len(ours),
-            seconds={name: {"best": min(t), "median": t.median} for name, t in times.items()},
-            peak={"best": peak, "median": peaks.median / 1e9},
-            ratio={"best": best, "median": median},
-            goal=group.goal,
+            rounds=len(times["posattn"]),
+            seconds=seconds,
+            peak={"best": peak / 1e9, "median": peaks.median / 1e9},
+            ratios=ratios,
             error=errors,
         )
+        self._rows.append(record)
+        self._write(**record)
+        rates = "  ".join(f"{name} {amount / s['best'] / 1e9:.1f}" for name, s in seconds.items())
+        shown = "  ".join(f"{best:.2f}/{median:.2f}" for best, median in ratios.values())
+        mark = "" if ratios[row.group][0] >= GOALS[row.group] else "  below"
+        self._print(
+            f"{row.group:32}{row.shape:20}{threads} thr  {rates}  peak {peak / 1e9:.1f} {row.unit}  {shown}{mark}"
+        )
+
+    def dropped(self, row, threads, name, why):
+        self._print(f"{row.group:32}{row.shape:20}{threads} thr  without {name}: {why}")
+        self._write(kind="dropped", group=row.group, shape=row.shape, threads=threads, peer=name, why=why)
 
     def wrong(self, row, threads, error):
-        print(f"{row.group:24}{row.shape:20}{threads:4} WRONG: {error}", flush=True)
-        self.write(kind="wrong", group=row.group, shape=row.shape, threads=threads, what=str(error))
+        self._print(f"{row.group:32}{row.shape:20}{threads} thr  WRONG: {error}")
+        self._write(kind="wrong", group=row.group, shape=row.shape, threads=threads, what=str(error))
 
     def summary(self):
-        print(f"\nGeometric means of the ratios\n{'':24}{'thr':>4}{'rows':>6}{'best':>8}{'median':>8}{'goal':>6}")
-        for (group, threads), ratios in sorted(self._ratios.items(), key=lambda item: item[0][1]):
-            best, median = (math.exp(sum(map(math.log, column)) / len(ratios)) for column in zip(*ratios))
-            goal = self._goals[group]
-            mark = "" if best >= goal else "below"
-            print(f"{group:24}{threads:4}{len(ratios):6}{best:8.2f}{median:8.2f}{goal:6.1f} {mark}")
-            self.write(kind="mean", group=group, threads=threads, rows=len(ratios), best=best, median=median, goal=goal)
+        """`ratio NAME x.xx goal y.yy`: geometric means over shapes, of best rounds."""
+        means = {}
+        for record in self._rows:
+            for name, pair in record["ratios"].items():
+                means.setdefault((record["threads"], name), []).append(pair)
+        self._print("")
+        for (threads, name), pairs in sorted(means.items(), key=lambda item: item[0][0]):
+            best, median = (math.exp(sum(map(math.log, column)) / len(pairs)) for column in zip(*pairs))
+            title = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+            least = min(pair[0] for pair in pairs)
+            self._print(
+                f"ratio {title} {best:.2f} goal {GOALS[name]:.2f}"
+                f"  (median {median:.2f}, {len(pairs)} shapes, least {least:.2f})"
+            )
+            self._write(
+                kind="ratio", name=title, best=best, median=median, least=least, shapes=len(pairs), goal=GOALS[name]
+            )

@@ -32,7 +32,11 @@ def take_turns(runs, peak, threads, seconds, min_rounds, clock):
     for the clock. With more than one thread, a pause comes first: else one library's idle threads, which spin for a
     while, would take cores from the other.
     """
-    estimates = {name: min(_timed(run, 1, clock) for _ in range(3)) for name, run in runs.items()}
+    estimates = {}
+    for name, run in runs.items():
+        estimates[name] = _timed(run, 1, clock)
+        if estimates[name] < _LONG_SECONDS:
+            estimates[name] = min(_timed(run, 1, clock) for _ in range(2))
     repeats = {name: max(1, round(_SAMPLE_SECONDS / max(estimate, 1e-7))) for name, estimate in estimates.items()}
     times, peaks = {name: Samples() for name in runs}, Samples()
     end = time.perf_counter() + seconds

@@ -177,7 +177,8 @@ class ScoreGenerator : public Halide::Generator<T> {
   // the table.
   Expr scaled(const Expr &product, const Expr &key) {
     offsets_added_ = true;
-    return product * scale + Halide::select(has_offsets, offset_bias(key), 0.f);
+    return product * scale +
+           Halide::select(has_offsets, offset_bias(key, {query_of(row), head_of(row, head), batch}), 0.f);
   }
 
   // What a schedule may rely on: no offsets, and the packed forms dense.
@@ -208,83 +209,114 @@ class ScoreGenerator : public Halide::Generator<T> {
   // in use. `at_edge`: whether some key of this block is out of range for some of its rows.
   void add_passes(Func score, const KeyTiling &tiling, const Expr &tiles_in_block, const Expr &edge_tiles) {
     using namespace Halide;
-    const Expr query = query_of(row), score_head = head_of(row, head);
+    const Expr query = query_of(row);
 
-    // What a pass sees of one tile.
-    struct Tile {
-      Expr score, key;
-    };
-    const auto pass_over = [&](const Expr &tiles, const std::function<Expr(const Tile &)> &value) {
+    // A pass over a block's tiles in cache.
+    const auto pass = [&](const Expr &tiles, const std::function<Expr(const Expr &, const Expr &)> &value) {
       RDom tile(0, tiling.tiles, "tile");
       tile.where(tile < tiles);
       const FuncRef s = score(lane, tile, row, block, row_block, head, batch);
-      score(lane, tile, row, block, row_block, head, batch) = value({s, tiling.key(lane, tile, block)});
+      score(lane, tile, row, block, row_block, head, batch) = value(s, tiling.key(lane, tile, block));
       passes_.push_back(tile);
     };
-    const auto pass = [&](const Expr &condition, const std::function<Expr(const Tile &)> &value) {
-      pass_over(select(condition, tiles_in_block, 0), value);
-    };
-
-    pass(softcap > 0.f, [&](const Tile &t) { return softcap * tanh_accurate(t.score / softcap); });
-    for (const std::string &name : split_branches(branches)) {
-      pass(Expr(true),
-           [&](const Tile &t) { return with_branch(find_branch(name), t.score, t.key, query, score_head); });
+    for (const Term &term : terms({query, head_of(row, head), batch})) {
+      pass(select(term.condition, tiles_in_block, 0), term.apply);
     }
-    if (!offsets_added_) pass(has_offsets, [&](const Tile &t) { return t.score + offset_bias(t.key); });
+    pass(edge_tiles, [&](const Expr &s, const Expr &key) {
+      return select(key >= begin_of(query, batch) && key < end_of(query, batch), s, kHidden);
+    });
+  }
 
+  // A row of scores.
+  struct ScoreRow {
+    Expr query, head, batch;
+  };
+  // Something that the definition does to a scaled score, where the condition holds.
+  struct Term {
+    const char *name;
+    Expr condition;
+    std::function<Expr(const Expr &score, const Expr &key)> apply;
+  };
+  // All of them but visibility, in order.
+  std::vector<Term> terms(const ScoreRow &at) {
+    using namespace Halide;
+    std::vector<Term> all;
+    all.push_back({"softcap", softcap > 0.f,
+                   [this](const Expr &s, const Expr &) { return softcap * tanh_(s / softcap); }});
+    for (const std::string &name : split_branches(branches)) {
+      all.push_back({"branch", Expr(true), [=](const Expr &s, const Expr &key) {
+                       return with_branch(find_branch(name), s, key, at);
+                     }});
+    }
+    if (!offsets_added_) {
+      all.push_back(
+          {"offsets", has_offsets, [=](const Expr &s, const Expr &key) { return s + offset_bias(key, at); }});
+    }
     // What is hidden stays hidden. Sums of finite terms stay visible, as only -infinity hides.
     const auto biased = [](const Expr &s, const Expr &bias) {
       return select(s < kLowestVisible || is_minus_infinity(bias), kHidden,
                     max(s + max(bias, kLowestVisible), kLowestVisible));
     };
-    const auto in_mask = [&](const auto &mask, const Expr &key) {
-      return mask(min(likely(key), mask.dim(0).extent() - 1), query, score_head, batch);
+    const auto in_mask = [at](const auto &mask, const Expr &key) {
+      return mask(min(likely(key), mask.dim(0).extent() - 1), at.query, at.head, at.batch);
     };
-    pass(has_masks && has_dense, [&](const Tile &t) { return biased(t.score, in_mask(dense_bias, t.key)); });
-    pass(has_masks && has_add, [&](const Tile &t) { return biased(t.score, in_mask(add_mask, t.key)); });
-    pass(has_masks && has_keep, [&](const Tile &t) {
-      return select((in_mask(keep_mask, t.key) != 0) == keep_value, t.score, kHidden);
-    });
-    pass(has_masks && has_key_bias, [&](const Tile &t) { return biased(t.score, key_bias(t.key, batch)); });
-    pass_over(edge_tiles, [&](const Tile &t) {
-      return select(t.key >= begin_of(query, batch) && t.key < end_of(query, batch), t.score, kHidden);
-    });
+    all.push_back({"dense", has_masks && has_dense,
+                   [=](const Expr &s, const Expr &key) { return biased(s, in_mask(dense_bias, key)); }});
+    all.push_back({"add", has_masks && has_add,
+                   [=](const Expr &s, const Expr &key) { return biased(s, in_mask(add_mask, key)); }});
+    all.push_back({"keep", has_masks && has_keep, [=](const Expr &s, const Expr &key) {
+                     return select((in_mask(keep_mask, key) != 0) == keep_value, s, kHidden);
+                   }});
+    all.push_back({"key_bias", has_masks && has_key_bias,
+                   [=](const Expr &s, const Expr &key) { return biased(s, key_bias(key, at.batch)); }});
+    return all;
   }
+
+  // For softcaps, where a machine has a better one.
+  std::function<Expr(const Expr &)> tanh_ = tanh_accurate;
 
   std::vector<RDom> passes_;  // of the updates of the score, in order
 
   // Of the form that key_form says; null if another has them.
   Halide::GeneratorInput<Halide::Buffer<>> *keys_ = nullptr, *values_ = nullptr;
 
+  // Of the forms that are not packed.
+  Halide::GeneratorInput<int> *first_query_ = nullptr, *diagonal_ = nullptr, *window_left_ = nullptr,
+                              *window_right_ = nullptr;
+  Expr length_of(const Expr &b) const {
+    const Expr keys = keys_->dim(1).extent();
+    return Halide::select(*has_lengths_, Halide::clamp((*lengths_)(used(*has_lengths_, b)), 0, keys), keys);
+  }
+
  private:
   Expr heads_of_row() const { return rows_are_queries_ ? Expr(1) : Expr(row_heads); }
 
-  Expr offset_bias(const Expr &key) {
-    const Expr t = key - query_of(row) + offset_zero;
-    return offsets(is_packed() ? t : used(has_offsets, t), head_of(row, head));
+  Expr offset_bias(const Expr &key, const ScoreRow &at) {
+    const Expr t = key - at.query + offset_zero;
+    return offsets(is_packed() ? t : used(has_offsets, t), at.head);
   }
 
   // Tokens are their own positions where a plain kernel is given none.
-  Expr position(const Halide::GeneratorInput<Buffer<float, 2>> &positions, const Expr &token,
+  Expr position(const Halide::GeneratorInput<Buffer<float, 2>> &positions, const Expr &token, const Expr &b,
                 const Expr &otherwise) const {
-    if (is_packed()) return positions(token, batch);
-    return Halide::select(*has_positions_, positions(used(*has_positions_, token), batch), otherwise);
+    if (is_packed()) return positions(token, b);
+    return Halide::select(*has_positions_, positions(used(*has_positions_, token), b), otherwise);
   }
 
-  Expr with_branch(const Branch &branch, const Expr &score, const Expr &key, const Expr &query,
-                   const Expr &score_head) {
+  Expr with_branch(const Branch &branch, const Expr &score, const Expr &key, const ScoreRow &at) {
     using namespace Halide;
+    const Expr query = at.query;
     const Expr k =
         min(likely(key), is_packed() ? k_positions.dim(0).extent() - 1 : keys_->dim(1).extent() - 1);
     const Expr own_query = is_packed() ? query : query + *first_query_;
     const Expr q_high = cast<float>(own_query), k_high = cast<float>(k);
-    const Expr q_position = position(q_positions, query, q_high),
-               k_position = position(k_positions, k, k_high);
+    const Expr q_position = position(q_positions, query, at.batch, q_high),
+               k_position = position(k_positions, k, at.batch, k_high);
     const auto has_position = [](const Expr &p) {
       return reinterpret<uint32_t>(p) != Expr(kPlusInfinityBits);
     };
     const Expr both = has_position(q_position) && has_position(k_position);
-    Score one{score, batch, score_head, query, key, q_position, k_position};
+    Score one{score, at.batch, at.head, query, key, q_position, k_position};
     // What such a branch adds depends on the difference alone, and not on the logit. The difference is taken
     // part by part, in an order that fast math must not change. Added like this, zero leaves every bit of a
     // score as it is.
@@ -293,8 +325,8 @@ class ScoreGenerator : public Halide::Generator<T> {
       one.logit = 0.f;
       one.q_position = strict_float_op(
           Internal::Call::strict_add, strict_float_op(Internal::Call::strict_sub, q_position, k_position),
-          position(q_positions_low, query, cast<float>(own_query - cast<int>(q_high))) -
-              position(k_positions_low, k, cast<float>(k - cast<int>(k_high))));
+          position(q_positions_low, query, at.batch, cast<float>(own_query - cast<int>(q_high))) -
+              position(k_positions_low, k, at.batch, cast<float>(k - cast<int>(k_high))));
       one.k_position = 0.f;
     }
     one.q_position = select(both, one.q_position, 0.f);
@@ -305,11 +337,6 @@ class ScoreGenerator : public Halide::Generator<T> {
 
   // What is selected away is loaded all the same: of a tensor that is not there, its only element.
   static Expr used(const Expr &given, const Expr &index) { return Halide::select(given, index, 0); }
-
-  Expr length_of(const Expr &b) const {
-    const Expr keys = keys_->dim(1).extent();
-    return Halide::select(*has_lengths_, Halide::clamp((*lengths_)(used(*has_lengths_, b)), 0, keys), keys);
-  }
 
   Expr stored_plain(const Halide::GeneratorInput<Halide::Buffer<>> &from, const Expr &i, const Expr &key,
                     const Expr &h, const Expr &b) const {
@@ -327,8 +354,6 @@ class ScoreGenerator : public Halide::Generator<T> {
 
   Halide::GeneratorInput<Halide::Buffer<>> *row_begin_ = nullptr, *row_end_ = nullptr, *lengths_ = nullptr,
                                            *visible_ = nullptr;
-  Halide::GeneratorInput<int> *first_query_ = nullptr, *diagonal_ = nullptr, *window_left_ = nullptr,
-                              *window_right_ = nullptr;
   Halide::GeneratorInput<bool> *has_lengths_ = nullptr, *has_positions_ = nullptr, *has_visible_ = nullptr;
 
   BranchArguments branch_arguments_;

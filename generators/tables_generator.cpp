@@ -209,8 +209,32 @@ class Rotation : public PositionGenerator<Rotation> {
   void schedule() { schedule_elements(out); }
 };
 
+// Values in 16 bits with zeros in place of the hidden ones, which may be NaN: tensor cores multiply them,
+// too.
+class ClearValues : public Generator<ClearValues> {
+ public:
+  Input<bool> has_lengths{"has_lengths"}, has_visible{"has_visible"};
+  Input<Buffer<int, 1>> lengths{"lengths"};      // (batch)
+  Input<Buffer<uint8_t, 2>> visible{"visible"};  // (key, batch); 0: hidden
+  Input<Buffer<uint16_t, 4>> values{"values"};   // (d, key, kv_head, batch)
+  Output<Buffer<uint16_t, 4>> out{"out"};
+
+  void generate() {
+    const Expr seen = (!has_lengths || key < lengths(select(has_lengths, batch, 0))) &&
+                      (!has_visible || visible(select(has_visible, key, 0), batch) != 0);
+    out(d, key, head, batch) = select(seen, values(d, key, head, batch), cast<uint16_t>(0));
+    lengths.dim(0).set_stride(Expr());
+    from_zero(lengths), from_zero(visible), from_zero(values), from_zero(out);
+  }
+  void schedule() { schedule_elements(out); }
+
+ private:
+  Var d{"d"}, key{"key"}, head{"head"}, batch{"batch"};
+};
+
 }  // namespace posattn
 
+HALIDE_REGISTER_GENERATOR(posattn::ClearValues, clear_values)
 HALIDE_REGISTER_GENERATOR(posattn::FloatMask, float_mask)
 HALIDE_REGISTER_GENERATOR(posattn::KeepMask, keep_mask)
 HALIDE_REGISTER_GENERATOR(posattn::KeyMask, key_mask)

@@ -104,6 +104,8 @@ Kernel look_at(const KernelInfo &info, int target, uint64_t branches) {
     }
     if (argument.scalar_estimate && argument.type == halide_type_t(halide_type_int, 32)) {
       out.estimates[0] = argument.scalar_estimate->u.i32;
+    } else if (argument.scalar_estimate && argument.type == halide_type_t(halide_type_uint, 64)) {
+      out.estimates[0] = static_cast<int64_t>(argument.scalar_estimate->u.u64);
     }
   }
   return kernel;

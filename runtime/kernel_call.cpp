@@ -1,5 +1,6 @@
 #include "runtime/kernel_call.h"
 
+#include <iterator>
 #include <limits>
 
 #include "runtime/cuda/launch.h"
@@ -137,6 +138,17 @@ KernelCall &KernelCall::set(ArgumentName name, const KernelBuffer &buffer) {
   out.dim = dims_[i];
   pointers_[i] = &out;
   return *this;
+}
+
+KernelCall &KernelCall::set(ArgumentName name, const cuda::TensorMap &map) {
+  if (kernel_.find(name) < 0) return *this;
+  const void *const address = &map;
+  for (const void *&slot : launch_->maps) {
+    if (slot && slot != address) continue;
+    slot = address;
+    return set_number(name, reinterpret_cast<uint64_t>(address), halide_type_t(halide_type_uint, 64));
+  }
+  fail(name.text, ": a kernel has at most ", std::size(launch_->maps), " tensor maps");
 }
 
 KernelCall &KernelCall::set_to_zero(const char *branch, const float *zeros, int64_t num_zeros) {

@@ -13,7 +13,8 @@ namespace posattn {
 
 namespace cuda {
 struct Launch;
-}
+struct TensorMap;
+}  // namespace cuda
 
 constexpr int kMaxKernelArguments = 64;
 constexpr int kMaxKernelDims = 5;
@@ -94,6 +95,8 @@ class KernelCall {
   KernelCall &set(ArgumentName name, int32_t value);
   KernelCall &set(ArgumentName name, bool value);
   KernelCall &set(ArgumentName name, const KernelBuffer &buffer);  // Error if type or dimensions differ
+  // On a GPU: the map must live until run() returns. A kernel has three at most.
+  KernelCall &set(ArgumentName name, const cuda::TensorMap &map);
   // Binds what is left of a branch's inputs: numbers to 0, tensors to zeros, enough for heads [0, num_zeros).
   KernelCall &set_to_zero(const char *branch, const float *zeros, int64_t num_zeros);
   void run();

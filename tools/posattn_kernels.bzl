@@ -13,9 +13,17 @@ TARGETS = {
 # GPUs that kernels are compiled for, best first. The host's part of a kernel only launches it.
 _CUDA_HOST = "x86-64-linux-avx-f16c-sse41-user_context-"
 CUDA_TARGETS = {
+    # Hopper's tensor cores: machine code where the build has ptxas, which the CUDA toolkit brings, or else PTX.
+    "sm90a": _CUDA_HOST + "cuda-cuda_capability_80",
+    # Tensor cores of Ampere and later, PTX.
+    "sm80": _CUDA_HOST + "cuda-cuda_capability_80",
     # CUDA cores alone, PTX for any card from compute capability 8.0: serves every case.
     "simt": _CUDA_HOST + "cuda-cuda_capability_80",
 }
+
+# Those whose kernels multiply on tensor cores, in 16 bits: only attention of many queries.
+_TENSOR_TARGETS = ["sm90a", "sm80"]
+_TENSOR_PROGRAM = "attention_tensor"
 
 # The runtime checks every argument and provides Halide's own support code once for all kernels.
 _FEATURES = "-no_runtime-no_asserts-no_bounds_query"
@@ -35,8 +43,9 @@ def _kind(
         types = None,
         params = {},
         cpu = True,
-        cuda = None):
-    """cpu: whether there are kernels of this kind for CPUs. cuda: parameters of those for GPUs, None if there are none."""
+        cuda = None,
+        tensor = None):
+    """cpu: whether there are kernels of this kind for CPUs. cuda, tensor: parameters of those for GPUs without and with tensor cores, None if there are none."""
     return struct(
         branches = branches,
         cpu = cpu,
@@ -45,6 +54,7 @@ def _kind(
         head_dim = head_dim,
         params = params,
         program = program,
+        tensor = tensor,
         types = types,
     )
 
@@ -59,7 +69,12 @@ _KINDS = {
         cuda = {"key_form": "plain"},
         head_dim = True,
         params = {"decode": "false"},
+        tensor = {"compiled_terms": "all"},
     ),
+    # The same on tensor cores for calls with nothing added to the scores, or only a tabulated or a dense bias.
+    "prefill_plain": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "plain"}),
+    "prefill_dense": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "dense"}),
+    "prefill_offsets": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "offsets"}),
     "decode": _kind(
         "attention",
         branches = "sets",
@@ -79,6 +94,7 @@ _KINDS = {
     "rotary": _kind("rotary", cuda = {}),
     "projection": _kind("projection"),
     # What a CPU tabulates outside of kernels, from tensors on a GPU.
+    "clear_values": _kind("tables", cpu = False, cuda = {}, generator = "clear_values", types = ["f32"]),
     "key_mask": _kind("tables", cpu = False, cuda = {}, generator = "key_mask", types = ["f32"]),
     "float_mask": _kind("tables", cpu = False, cuda = {}, generator = "float_mask", types = ["f32"]),
     "keep_mask": _kind("tables", cpu = False, cuda = {}, generator = "keep_mask", types = ["f32"]),
@@ -86,8 +102,13 @@ _KINDS = {
     "rotation": _kind("tables", cpu = False, cuda = {}, generator = "rotation", types = ["f32"]),
 }
 
-def _has_kernels(kind, target):
+def _has_kernels(kind, type, target):
+    if target in _TENSOR_TARGETS:
+        return _KINDS[kind].tensor != None and type != "f32"
     return _KINDS[kind].cuda != None if target in CUDA_TARGETS else _KINDS[kind].cpu
+
+def _program(kind, target):
+    return _TENSOR_PROGRAM if target in _TENSOR_TARGETS else _KINDS[kind].program
 
 def _normal(branch_set):
     """'t5+alibi' -> 'alibi+t5', which is how the runtime looks a set up."""
@@ -104,7 +125,7 @@ def _manifest(kinds, branches, head_dims, types, targets):
         for head_dim in (head_dims if _KINDS[kind].head_dim else [0])
         for type in _KINDS[kind].types or types
         for target in targets
-        if _has_kernels(kind, target)
+        if _has_kernels(kind, type, target)
     ]
 
 def _symbol(prefix, kernel):
@@ -117,14 +138,17 @@ def _symbol(prefix, kernel):
 
 def _params(kernel):
     kind = _KINDS[kernel.kind]
-    params = dict(kind.params)
+    params = {} if kernel.target in _TENSOR_TARGETS else dict(kind.params)
     if kind.branches:
         params["branches"] = kernel.branches
     if kind.head_dim:
         params["head_dim"] = str(kernel.head_dim)
     if not kind.types:
         params["type"] = TYPES[kernel.type]
-    if kernel.target in CUDA_TARGETS:
+    if kernel.target in _TENSOR_TARGETS:
+        params.update(kind.tensor)
+        params.update({"card": kernel.target, "key_form": "plain"})
+    elif kernel.target in CUDA_TARGETS:
         params.update(kind.cuda)
     return params
 
@@ -146,9 +170,9 @@ def _kernel_archives_impl(ctx):
             ctx,
             archive = archive,
             function = symbol,
-            generator = kind.generator,
+            generator = _TENSOR_PROGRAM if kernel.target in _TENSOR_TARGETS else kind.generator,
             params = _params(kernel),
-            program = programs[kind.program],
+            program = programs[_program(kernel.kind, kernel.target)],
             target = (TARGETS.get(kernel.target) or CUDA_TARGETS[kernel.target]) + _FEATURES,
         )
         archives.append(archive)
@@ -236,17 +260,22 @@ def posattn_kernels(
 
     # The library's own programs hold the built-in branches; the caller's branches need programs that hold them too.
     programs = {}
-    for kind in [_KINDS[name] for name in kinds]:
-        if branch_deps and kind.branches:
-            program = ":%s_%s_program" % (name, kind.program)
+    for kind, used in {
+        (kind, _program(kind, target)): None
+        for kind in kinds
+        for target in targets
+        if _has_kernels(kind, "any", target)
+    }.keys():
+        if branch_deps and _KINDS[kind].branches:
+            program = ":%s_%s_program" % (name, used)
             if program not in programs:
                 halide_program(
                     name = program[1:],
-                    deps = [Label("//generators:" + kind.program)] + branch_deps,
+                    deps = [Label("//generators:" + used)] + branch_deps,
                 )
         else:
-            program = str(Label("//generators:%s_program" % kind.program))
-        programs[program] = kind.program
+            program = str(Label("//generators:%s_program" % used))
+        programs[program] = used
 
     _kernel_archives(
         name = name + "_registry",

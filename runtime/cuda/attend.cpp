@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 #include "runtime/cuda/attend_plan.h"
 #include "runtime/cuda/launch.h"
 #include "runtime/cuda/targets.h"
+#include "runtime/cuda/tensor_map.h"
 #include "runtime/error.h"
 #include "runtime/kv_cache.h"
 
@@ -14,7 +16,11 @@ namespace posattn {
 namespace cuda {
 namespace {
 
-constexpr uintptr_t kVectorBytes = 16;          // that decoding loads at a time
+constexpr uintptr_t kVectorBytes = 16;  // that decoding, or copying a tile, loads at a time
+// Causal rows of so many keys differ too much for tiles of queries to be shared out in advance: each is a
+// block of threads then (480 -> 640 TFLOP/s at 16384 keys on an H100).
+constexpr int64_t kManyCausalKeys = 8192;
+constexpr int32_t kBlockForEachTile = 1 << 24;
 constexpr uintptr_t kWorkspaceAlignment = 256;  // as all of the driver's memory has
 
 Address address(const void *data) { return reinterpret_cast<Address>(data); }
@@ -27,6 +33,19 @@ bool rows_aligned(const TensorView &view) {
     if (view.size(d) > 1 && view.stride(d) * size % vector != 0) return false;
   }
   return view.size(-1) * size % vector == 0;
+}
+bool tiles_aligned(const TensorView &view) {
+  const int64_t vector = static_cast<int64_t>(kVectorBytes);
+  for (int d = 0; d < view.rank() - 1; ++d) {
+    if (view.size(d) > 1 && view.stride(d) * size_of(view.dtype()) % vector != 0) return false;
+  }
+  return true;
+}
+bool steps_positive(const TensorView &view) {
+  for (int d = 0; d < view.rank(); ++d) {
+    if (view.size(d) > 1 && view.stride(d) <= 0) return false;
+  }
+  return true;
 }
 bool starts_aligned(const TensorView &view) {
   return reinterpret_cast<uintptr_t>(view.data()) % kVectorBytes == 0;
@@ -78,6 +97,7 @@ class Attend {
     fill_tables();
     const Buffers all = whole();
     rotate();
+    if (plan_.cleared) clear_values(all);
     for (int64_t q0 = 0; q0 < shape_.queries; q0 += plan_.chunk) {
       const int64_t q1 = std::min(q0 + plan_.chunk, shape_.queries);
       Buffers chunk = all.part(0, shape_.batch, q0, q1, plan_.zeros);
@@ -187,10 +207,11 @@ class Attend {
       return KernelBuffer(data, DType::f32).dim(rows, 1).dim(shape_.query_heads, step);
     };
     KernelBuffer in = table(plan_.no_offsets, 0);
+    const int64_t front = plan_.offsets_front;
     for (int i = 0; i < problem_.branches.size; ++i) {
       // The last one writes to `offsets`.
       const bool last = (problem_.branches.size - 1 - i) % 2 == 0;
-      const KernelBuffer out = table(last ? plan_.offsets : plan_.other_offsets, stride);
+      const KernelBuffer out = table((last ? plan_.offsets : plan_.other_offsets) + front, stride);
       KernelCall call(*plan_.kernels.offsets[i], launch_);
       call.set("in", in).set("out", out).set("first_offset", -static_cast<float>(shape_.queries - 1));
       bind_branches(call);
@@ -230,6 +251,11 @@ class Attend {
     all.q = args_.rope ? dense(plan_.q_rotation.rotated, Tq, Hq) : kernel_buffer(args_.query);
     all.k = args_.rope ? dense(plan_.k_rotation.rotated, shape_.keys, Hkv) : kernel_buffer(args_.key);
     all.v = kernel_buffer(args_.value);
+    if (plan_.cleared) {
+      const int64_t row = plan_.cleared_row, head = row * shape_.keys;
+      all.v = KernelBuffer(plan_.cleared, problem_.type).dim(shape_.value_dim, 1).dim(shape_.keys, row);
+      all.v.dim(Hkv, head).dim(B, head * Hkv);
+    }
     all.lengths = unused(DType::i32, 1);
     if (!args_.key_lengths.empty()) {
       // The low half of 64 bits: lengths are small, or clamped anyway.
@@ -424,7 +450,7 @@ class Attend {
     call.set("q_positions", all.q_positions).set("q_positions_low", all.q_positions_low);
     call.set("k_positions", all.k_positions).set("k_positions_low", all.k_positions_low);
     call.set("has_offsets", plan_.kernels.tabulated).set("offsets", all.offsets);
-    call.set("offset_zero", number(shape_.queries - 1 - first_query));
+    call.set("offset_zero", number(plan_.offsets_front + shape_.queries - 1 - first_query));
     if (!plan_.kernels.tabulated) bind_branches(call);
     for (const char *neutral : kNeutralBranches) {
       if (plan_.kernels.tabulated || !problem_.branches.has(neutral)) {
@@ -442,7 +468,42 @@ class Attend {
     return words;
   }
 
+  // All at once, or batch by batch where that is what 32-bit offsets reach.
+  void clear_values(const Buffers &all) {
+    const KernelBuffer values = kernel_buffer(args_.value);
+    const int64_t step = fits_kernel(values) && fits_kernel(all.v) ? shape_.batch : 1;
+    for (int64_t b = 0; b < shape_.batch; b += step) {
+      const auto some = [&](const KernelBuffer &buffer, int dim) {
+        return buffer.data == plan_.zeros ? buffer : slice(buffer, dim, b, b + step);
+      };
+      KernelCall call(*plan_.kernels.clear_values, launch_);
+      call.set("has_lengths", !args_.key_lengths.empty()).set("lengths", some(all.lengths, 0));
+      call.set("has_visible", plan_.visible != nullptr).set("visible", some(all.visible, 1));
+      call.set("values", some(values, 3)).set("out", some(all.v, 3)).run();
+    }
+  }
+
+  void call_tensor_cores(const Buffers &all, int64_t first_query) {
+    const Kernel &kernel = *plan_.kernels.attention;
+    KernelCall call(kernel, launch_);
+    bind_scores(call, all, first_query, 1);
+    const bool long_rows = args_.causal != Causal::none && shape_.keys >= kManyCausalKeys;
+    call.set("blocks", long_rows ? kBlockForEachTile : launch_.context->multiprocessors());
+    call.set("k", all.k).set("v", all.v).set("out", all.out).set("lse", all.lse);
+    TensorMap maps[3];
+    int count = 0;
+    std::fill(std::begin(launch_.maps), std::end(launch_.maps), nullptr);
+    const auto map = [&](const char *name, const KernelBuffer &buffer) {
+      if (kernel.find(name) < 0) return;
+      maps[count] = tensor_map(buffer, kernel.estimate(name, 0, 0));
+      call.set(name, maps[count++]);
+    };
+    map("q_map", all.q), map("k_map", all.k), map("v_map", all.v);
+    call.run();
+  }
+
   void call_attention(const Buffers &all, int64_t first_query) {
+    if (plan_.kernels.tensor) return call_tensor_cores(all, first_query);
     KernelCall call(*plan_.kernels.attention, launch_);
     bind_scores(call, all, first_query, plan_.row_heads);
     if (plan_.kernels.decode) {
@@ -551,6 +612,25 @@ bool could_be_aligned(const AttendArgs &args) {
          args.key.size(-1) * size_of(args.key.dtype()) % static_cast<int64_t>(kVectorBytes) == 0;
 }
 
+// The same for tiles of queries, keys and values on tensor cores. Rotated queries and keys are dense, and so
+// are values that are cleared.
+Alignment alignment_of(const AttendArgs &args, const AttendProblem &problem, bool with_addresses) {
+  Alignment result;
+  result.words = could_be_aligned(args) &&
+                 (!with_addresses || (starts_aligned(args.value) && (args.rope || starts_aligned(args.key))));
+  result.tiles = result.maps = true;
+  if (args.rope) {
+    result.tiles = problem.shape.head_dim * size_of(problem.type) % static_cast<int64_t>(kVectorBytes) == 0;
+  }
+  const auto add = [&](const TensorView &view) {
+    result.tiles &= tiles_aligned(view) && (!with_addresses || starts_aligned(view));
+    result.maps &= steps_positive(view);
+  };
+  if (!args.rope) add(args.query), add(args.key);
+  if (!problem.hides_keys) add(args.value);
+  return result;
+}
+
 AttendProblem checked_shapes(const AttendArgs &args) {
   if (args.cache) fail("cache: expected none on a GPU: its rows, up to its length, are key and value");
   return check_shapes(args);
@@ -584,9 +664,12 @@ size_t attend_workspace_size(const AttendArgs &args, const CudaStream &stream) {
   const BranchInputs inputs = inputs_of(problem);
   int64_t size = -1;
   KernelQuery missing;
-  for (bool aligned : {false, true}) {
+  const Alignment possible = alignment_of(args, problem, false);
+  for (int i = 0; i < 4; ++i) {
     Kernels kernels;
-    if (aligned && !could_be_aligned(args)) continue;
+    Alignment aligned = possible;
+    aligned.words &= (i & 1) != 0;
+    aligned.tiles &= (i & 2) != 0;
     if (!find_kernels(args, problem, scope.context().capability(), aligned, kernels, missing)) continue;
     Workspace workspace(nullptr);
     make_plan(args, problem, kernels, inputs, workspace);
@@ -606,8 +689,7 @@ void attend(const AttendArgs &args, const CudaStream &stream, void *workspace, s
   if (problem.is_empty()) return attend_to_nothing(args, scope);
   expect_capability(scope);
 
-  const bool aligned =
-      could_be_aligned(args) && starts_aligned(args.value) && (args.rope || starts_aligned(args.key));
+  const Alignment aligned = alignment_of(args, problem, true);
   Kernels kernels;
   KernelQuery missing;
   if (!find_kernels(args, problem, scope.context().capability(), aligned, kernels, missing))

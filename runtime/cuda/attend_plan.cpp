@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "runtime/cuda/targets.h"
+
 namespace posattn::cuda {
 namespace {
 
@@ -18,6 +20,8 @@ constexpr int64_t kFewestChunkQueries = 64;
 // Blocks of 16 queries, of which a launch takes 65535.
 constexpr int64_t kMostChunkQueries = int64_t{1} << 19;
 constexpr int64_t kKeyTile = 32;  // kernels read key biases and offsets in these
+constexpr int64_t kTensorPad =
+    256;  // tiles of kernels for tensor cores read so far beyond both ends of a table
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -33,7 +37,7 @@ class Finder {
          KernelQuery &missing)
       : args_(args), problem_(problem), targets_(targets), missing_(missing) {}
 
-  bool find(bool tabulated, bool aligned, Kernels &out) {
+  bool find(bool tabulated, const Alignment &alignment, Kernels &out) {
     out = Kernels();
     out.tabulated = tabulated;
     const BranchSet none, &branches = tabulated ? none : problem_.branches;
@@ -42,7 +46,7 @@ class Finder {
     KernelQuery query = any("decode");
     query.branches = branches;
     query.head_dim = std::max(shape.head_dim, shape.value_dim);
-    if (aligned && shape.queries * problem_.group <= kMostDecodeRows) {
+    if (alignment.words && shape.queries * problem_.group <= kMostDecodeRows) {
       out.attention = look(query);
       if (out.attention) {
         KernelQuery merge = any("merge");
@@ -52,8 +56,11 @@ class Finder {
       out.decode = out.attention && out.merge;
     }
     if (!out.decode) {
+      out.attention = look_for_tensor_cores(query, tabulated, alignment);
+      out.tensor = out.attention != nullptr;
       query.kind = "prefill";
-      if (!(out.attention = found(query))) return false;
+      if (!out.tensor && !(out.attention = found(query))) return false;
+      if (out.tensor && problem_.hides_keys && !(out.clear_values = helper("clear_values"))) return false;
     }
     if (args_.rope && (!(out.rotary = found(any("rotary"))) || !(out.rotation = helper("rotation"))))
       return false;
@@ -87,11 +94,41 @@ class Finder {
     query.type = problem_.type;
     return query;
   }
-  // Of the best target that has one.
+  // Of the best target that has one, but for attention on tensor cores. Those targets have nothing else, so
+  // all else comes from the other one, even where one of them is forced.
   const Kernel *look(KernelQuery &query) const {
     for (int i = 0; i < targets_.size; ++i) {
       query.target = targets_.targets[i];
+      if (is_tensor(query.target)) continue;
       if (const Kernel *kernel = find_kernel(query)) return kernel;
+    }
+    if (targets_.size == 0 || !is_tensor(targets_.targets[0])) return nullptr;
+    query.target = find_target("simt");
+    return find_kernel(query);
+  }
+  static bool is_tensor(int target) { return std::strcmp(target_name(target), "simt") != 0; }
+
+  // The kernel with the fewest terms compiled in that does what is asked for.
+  const Kernel *look_for_tensor_cores(KernelQuery query, bool tabulated, const Alignment &alignment) const {
+    if (problem_.type == DType::f32 || !alignment.tiles) return nullptr;
+    const bool masked = !args_.add_mask.empty() || !args_.keep_mask.empty() || !args_.block_mask.empty() ||
+                        has_key_bias(args_) || args_.softcap != 0;
+    const bool dense = !args_.dense_bias.empty(), branches = query.branches.size > 0;
+    const char *special = nullptr;
+    if (!masked && !branches) {
+      // Unscaled products are compared, which a scale must not turn around.
+      if (!dense && !tabulated && problem_.scale > 0) special = "prefill_plain";
+      if (!dense && tabulated) special = "prefill_offsets";
+      if (dense && !tabulated) special = "prefill_dense";
+    }
+    for (int i = 0; i < targets_.size; ++i) {
+      query.target = targets_.targets[i];
+      if (!is_tensor(query.target)) continue;
+      for (const char *kind : {special, "prefill"}) {
+        query.kind = kind;
+        const Kernel *kernel = kind ? find_kernel(query) : nullptr;
+        if (kernel && (alignment.maps || kernel->find("q_map") < 0)) return kernel;
+      }
     }
     return nullptr;
   }
@@ -167,8 +204,8 @@ bool default_positions(const AttendArgs &args) {
          args.k_position_mask.empty();
 }
 
-bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability, bool aligned,
-                  Kernels &kernels, KernelQuery &missing) {
+bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability,
+                  const Alignment &aligned, Kernels &kernels, KernelQuery &missing) {
   missing = KernelQuery();
   const TargetList targets = usable_cuda_targets(capability);
   Finder finder(args, problem, targets, missing);
@@ -224,7 +261,9 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
   }
   if (kernels.tabulated) {
     plan.num_offsets = shape.queries + shape.keys - 1;
-    plan.offsets_stride = plan.num_offsets + kKeyTile;  // kernels read whole tiles of keys
+    // Kernels read whole tiles of keys; those for tensor cores, of queries, too.
+    plan.offsets_front = kernels.tensor ? kTensorPad : 0;
+    plan.offsets_stride = plan.num_offsets + (kernels.tensor ? 2 * kTensorPad : kKeyTile);
     const int64_t count = product({plan.offsets_stride, Hq});
     plan.offsets = workspace.take<float>(count);
     if (problem.branches.size > 1) plan.other_offsets = workspace.take<float>(count);
@@ -242,6 +281,12 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
     };
     plan.q_rotation = take(Hq, shape.queries, q_varies);
     plan.k_rotation = take(Hkv, shape.keys, k_varies);
+  }
+  if (kernels.clear_values) {
+    constexpr int64_t kRowElements = 8;  // of 16 bytes
+    plan.cleared_row = ceil_div(shape.value_dim, kRowElements) * kRowElements;
+    plan.cleared =
+        workspace.take_bytes(product({B, Hkv, shape.keys, plan.cleared_row, size_of(problem.type)}));
   }
   if (kernels.decode) {
     const int64_t rows = product({B, Hkv, plan.splits, shape.queries, plan.row_heads});

@@ -10,9 +10,11 @@ namespace posattn::cuda {
 struct Kernels {
   bool decode = false;     // few rows: the keys are split, and merged
   bool tabulated = false;  // branches as a table of offsets, for a kernel without branches
+  bool tensor = false;     // `attention` runs on tensor cores
   const Kernel *attention = nullptr, *merge = nullptr, *weights = nullptr;
   const Kernel *rotary = nullptr, *rotation = nullptr, *positions = nullptr;
   const Kernel *key_mask = nullptr, *float_mask = nullptr, *keep_mask = nullptr;
+  const Kernel *clear_values = nullptr;  // where a kernel for tensor cores must not see hidden values
   const Kernel *offsets[BranchSet::kCapacity] = {};
 };
 
@@ -45,16 +47,23 @@ struct Plan {
   float *zeros = nullptr;
   int64_t num_zeros = 0;
   float *offsets = nullptr, *other_offsets = nullptr, *no_offsets = nullptr;
-  int64_t num_offsets = 0, offsets_stride = 0;
+  int64_t num_offsets = 0, offsets_stride = 0, offsets_front = 0;  // front: entries before the first
   void *own[BranchInputs::kCapacity] = {};  // branches' own memory, by their place among the inputs
   Mask keep, add, dense;
   Rotation q_rotation, k_rotation;
+  void *cleared = nullptr;  // (d, key, head, batch), dense rows of cleared_row elements
+  int64_t cleared_row = 0;
   float *partial_out = nullptr, *partial_lse = nullptr, *lse = nullptr;
 };
 
-// words: query, key and value are aligned as the decode kernel needs it.
-bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability, bool aligned,
-                  Kernels &kernels, KernelQuery &missing);
+// How query, key and value are aligned.
+struct Alignment {
+  bool words = false;  // as the decode kernel needs it
+  bool tiles = false;  // as kernels for tensor cores do: rows start at multiples of 16 bytes
+  bool maps = false;   // and steps are positive, so that there can be tensor maps
+};
+bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability,
+                  const Alignment &alignment, Kernels &kernels, KernelQuery &missing);
 Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kernels &kernels,
                const BranchInputs &inputs, Workspace &workspace);
 

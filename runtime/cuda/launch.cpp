@@ -3,6 +3,7 @@
 #include <HalideRuntime.h>
 #include <HalideRuntimeCuda.h>
 
+#include <cstring>
 #include <exception>
 
 #include "runtime/error.h"
@@ -26,6 +27,10 @@ int run(Launch &launch, const void *image, const char *name, const int (&grid)[3
     if (count == kMostArguments) fail("cuda: a kernel has more than ", kMostArguments, " arguments");
     arguments[count] =
         arg_is_buffer[count] ? &static_cast<halide_buffer_t *>(args[count])->device : args[count];
+    if (arg_is_buffer[count] || arg_sizes[count] != sizeof(void *)) continue;
+    for (const void *map : launch.maps) {
+      if (map && std::memcmp(args[count], &map, sizeof(map)) == 0) arguments[count] = const_cast<void *>(map);
+    }
   }
   const auto size = [](int value) { return static_cast<unsigned>(value); };
   check(driver().LaunchKernel(function, size(grid[0]), size(grid[1]), size(grid[2]), size(block[0]),

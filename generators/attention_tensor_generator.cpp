@@ -1,0 +1,522 @@
+// Attention on tensor cores, written for one thread and the fragments of the matrix products that it holds:
+// scores of a block of keys, their maximum and sum with those of the three neighbours that share its rows,
+// weights, weighted values; then the next block. lowering/ has the products and copies of each generation of
+// cards.
+#include <memory>
+
+#include "generators/fast_math.h"
+#include "generators/scores.h"
+#include "lowering/ampere.h"
+#include "lowering/hopper.h"
+#include "lowering/ptx_kernel.h"
+#include "schedules/cuda_tensor.h"
+
+namespace posattn {
+
+using namespace Halide;
+
+class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel {
+ public:
+  GeneratorParam<int> head_dim{"head_dim", 64};
+  GeneratorParam<std::string> card{"card", "sm90a"};
+  // Which terms of a score are compiled in. all; plain: none, and the scale must be positive; offsets: the
+  // tabulated bias; dense: the dense bias.
+  GeneratorParam<std::string> compiled_terms{"compiled_terms", "all"};
+  // See TensorTiles. -1: the schedule's own choice.
+  GeneratorParam<int> key_block{"key_block", -1};
+  GeneratorParam<int> warpgroups{"warpgroups", -1};
+  GeneratorParam<int> row_tiles{"row_tiles", -1};
+  GeneratorParam<int> stages{"stages", -1};
+  GeneratorParam<int> copy_warpgroup{"copy_warpgroup", -1};
+  GeneratorParam<int> overlap{"overlap", -1};
+  GeneratorParam<int> early_value_wait{"early_value_wait", -1};
+  GeneratorParam<int> shared_queries{"shared_queries", -1};
+  GeneratorParam<int> blocks_per_sm{"blocks_per_sm", -1};
+
+  // Blocks of threads that share the tiles; as many as there are tiles at most.
+  Input<int> blocks{"blocks"};
+  // Stored to.
+  Input<Buffer<void, 4>> out{"out"};   // (d, query, head, batch)
+  Input<Buffer<float, 3>> lse{"lse"};  // (query, head, batch)
+
+  Output<Func> done{"done", Int(32), 5};
+
+  void configure() {
+    declare_inputs();
+    out.set_type(type);
+    stored_to = {"out", "lse"};
+    // Tensor maps: (channel, token, head, batch), 64 channels and `estimate` tokens a box, swizzled by 128
+    // bytes.
+    if (is_hopper()) {
+      for (const char *name : {"q_map", "k_map", "v_map"}) maps_.push_back(add_input<uint64_t>(name));
+    }
+  }
+
+  void generate() {
+    const std::string terms = compiled_terms;
+    is_plain_ = terms == "plain";
+    // One copy of the code for every block of keys where the terms make it long.
+    is_single_loop_ = terms == "all";
+    using schedules::TensorScores;
+    const TensorScores scores = is_plain_                          ? TensorScores::plain
+                                : terms == "offsets"               ? TensorScores::table
+                                : terms == "dense"                 ? TensorScores::dense
+                                : split_branches(branches).empty() ? TensorScores::full
+                                                                   : TensorScores::branches;
+    TensorTiles chosen = schedules::tensor_tiles(is_hopper(), head_dim, scores);
+    const auto set = [](auto &tile, int value) { tile = value >= 0 ? value : tile; };
+    set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.row_tiles, row_tiles);
+    set(chosen.stages, stages), set(chosen.shared_queries, shared_queries);
+    set(chosen.copy_warpgroup, copy_warpgroup), set(chosen.overlap, overlap);
+    set(chosen.early_value_wait, early_value_wait);
+    set(chosen.blocks_per_sm, blocks_per_sm);
+    tiles_ = std::make_unique<TensorTiles>(chosen);
+    if (is_hopper()) {
+      backend_ = std::make_unique<Hopper>(ptx, *tiles_, Type(type).is_bfloat());
+    } else {
+      backend_ = std::make_unique<Ampere>(ptx, *tiles_, Type(type).is_bfloat());
+    }
+    const TensorTiles &t = *tiles_;
+    const PtxOps &ops = backend_->ops;
+    const int R = t.thread_rows();
+    ptx.declare_register(".f32 %m<" + number(R) + ">");
+    ptx.declare_register(".f32 %l<" + number(R) + ">");
+    ptx.declare_register(".b32 %base<1>");  // steps of all tasks before
+    const std::string threads = "\t.maxntid 128, " + number(t.groups()) + ", 1\n";
+    ptx_head = {is_hopper() ? "8.4" : "7.0", is_hopper() ? "sm_90a" : "sm_80",
+                threads + "\t.minnctapersm " + number(t.blocks_per_sm) + "\n"};
+    assemble_for = ptx_head.target;
+    embeds_text = !is_hopper();
+    declare_layout({1, 1});
+    for (int i = 0; i < 4; i++) out.dim(i).set_min(0);
+    for (int i = 0; i < 3; i++) lse.dim(i).set_min(0);
+    lse.dim(0).set_stride(Expr());
+    tanh_ = [&ops](const Expr &x) { return ops.tanh(x); };
+    blocks.set_estimate(t.blocks_per_sm);
+    offsets.dim(0).set_min(0), offsets.dim(1).set_min(0);
+    for (int i = 0; i < 4; i++) dense_bias.dim(i).set_min(0);
+    dense_bias.dim(0).set_stride(Expr());
+    for (size_t i = 0; i < maps_.size(); i++) {
+      maps_[i]->set_estimate(static_cast<uint64_t>(i == 0 ? t.rows() : t.keys));
+    }
+
+    // Blocks of threads take tiles in turns, and every other turn in reverse: causal tiles differ, and so
+    // each block gets large and small ones. A kernel without a copy warpgroup has a block for each tile.
+    const Expr queries = q.dim(1).extent(), heads = q.dim(2).extent();
+    tile_count_ = (queries + t.rows() - 1) / t.rows();
+    const Expr items = tile_count_ * heads * q.dim(3).extent();
+    block_count_ = t.copy_warpgroup ? max(min(blocks, items), 1) : tile_count_;
+    const Expr turns = items / block_count_;
+    const Expr has_another = turn(turns) < items;
+    Func share("share");
+    share(of_thread()) = t.copy_warpgroup ? turns + select(has_another, 1, 0) : Expr(1);
+    share_ = share(of_thread());
+
+    // The algorithm.
+    Func setup("setup"), rounds("rounds"), enter("enter"), plan("plan"), length("length"), start("start"),
+        first("first"), loop("loop"), last("last");
+    setup(of_thread()) = backend_->setup({task_of(0), task_of(1)}, ops.fill("%base", 1, 0.f, 0));
+
+    // Tasks that are made ahead of time are read where they were posted: making them takes divisions.
+    const Expr entered = setup(of_thread()) + round_;
+    enter(of_round()) = t.copy_warpgroup ? backend_->enter(round_, entered) : entered;
+    TensorTask task = task_of(round_);
+    if (t.copy_warpgroup) backend_->read_posted(task, enter(of_round()));
+    // Behind an instruction: from the bounds of these two Halide would make more conditions in the loops over
+    // blocks of keys, which then cost up to a tenth of the time.
+    for (Expr *x : {&task.steps, &task.masked}) *x = ops.after(*x, enter(of_round()));
+    const Expr steps_before = ptx.read(Int(32), "\tmov.b32 $r, %base0;", {enter(of_round())});
+    plan(of_round()) = Tuple(task.steps, task.masked, task.last_block, task.first_block, task.right,
+                             steps_before, task.first_row, task.head, task.kv_head, task.batch);
+    const FuncRef planned = plan(of_round());
+    task.steps = planned[0], task.masked = planned[1];
+    task.last_block = planned[2], task.first_block = planned[3], task.right = planned[4];
+    task.steps_before = t.copy_warpgroup ? Expr(planned[5]) : Expr(0);
+    if (t.copy_warpgroup)
+      task.first_row = planned[6], task.head = planned[7], task.kv_head = planned[8], task.batch = planned[9];
+    length(of_round()) = length_of(bounded(task.batch, q.dim(3).extent()));
+    visible_keys_ = length(of_round());
+    task_ = task;
+    {
+      Expr token = ops.fill("%m", R, start_of_maximum(), enter(of_round()));
+      token = ops.fill("%l", R, 0.f, token);
+      start(of_round()) = backend_->begin(task, token);
+    }
+    const Expr most_steps = blocks_up_to(keys_->dim(1).extent()) + 1;
+    if (is_single_loop_) {
+      f.masked_steps = RDom(0, most_steps, "masked_steps");
+      f.masked_steps.where(f.masked_steps < task.steps);
+      Func every = key_block_of("", {step, task.block(step), false}, Kind::masked, start, f.masked);
+      loop(of_round()) = start(of_round());
+      loop(of_round()) = loop(of_round()) + every(at(f.masked_steps));
+    } else {
+      first(of_round()) =
+          key_block_of("_first", {Expr(0), task.last_block, true}, Kind::first, start, f.first)(at(0));
+      f.of_round.push_back(first);
+      f.masked_steps = RDom(1, most_steps, "masked_steps");
+      f.masked_steps.where(f.masked_steps < task.masked);
+      f.inner_steps = RDom(1, most_steps, "inner_steps");
+      f.inner_steps.where(f.inner_steps >= task.masked && f.inner_steps < task.steps);
+      Func masked =
+          key_block_of("_masked", {step, task.masked_block(step), false}, Kind::masked, first, f.masked);
+      Func inner = key_block_of("_inner", {step, task.inner_block(step), false}, Kind::inner, first, f.inner);
+      loop(of_round()) = first(of_round());
+      loop(of_round()) = loop(of_round()) + masked(at(f.masked_steps));
+      loop(of_round()) = loop(of_round()) + inner(at(f.inner_steps));
+    }
+    // A task two rounds ahead, while the last product runs.
+    Expr token = backend_->finish(task, loop(of_round()) + 1);
+    if (t.copy_warpgroup) token = backend_->post(task_of(round_ + TensorBackend::kTasksAhead), token);
+    last(of_round()) = backend_->wait_for_outputs(task, token);
+
+    Func sum("sum"), result("result");
+    std::vector<Expr> sums, results;
+    for (int r = 0; r < R; r++) sums.push_back(over_row(ops.get("%l" + number(r), last(of_round())), false));
+    sum(of_round()) = Tuple(sums);
+    result(of_round()) =
+        ptx.effect("\tadd.u32 %base0, %base0, $0;", {task.steps, store(sum(of_round()), last(of_round()))});
+
+    f.round = t.copy_warpgroup ? RDom(0, items / block_count_ + 1, "round") : RDom(0, 1, "round");
+    rounds(of_thread()) = setup(of_thread());
+    rounds(of_thread()) =
+        rounds(of_thread()) + result(thread, warpgroup, f.round, block_, block_y_, block_z_);
+    done(of_thread()) = rounds(of_thread());
+
+    f.done = done;
+    f.rounds = rounds;
+    f.loop = loop;
+    f.of_thread = {share, setup};
+    for (const Func &g : {enter, plan, length, start, last, sum, result}) f.of_round.push_back(g);
+    f.vars = {i, thread, warpgroup, block_, block_y_, block_z_};
+    Func(done)
+        .bound(block_, 0, block_count_)
+        .bound(block_y_, 0, t.copy_warpgroup ? Expr(1) : heads)
+        .bound(block_z_, 0, t.copy_warpgroup ? Expr(1) : Expr(q.dim(3).extent()));
+  }
+
+  void schedule() {
+    schedules::schedule_tensor(f, *tiles_);
+    get_pipeline().add_custom_lowering_pass(
+        new DropTokens(f.done.name(), f.loop.name(), backend_->shared_bytes()));
+  }
+
+ private:
+  enum class Kind { first, masked, inner };
+
+  bool is_hopper() const { return std::string(card) == "sm90a"; }
+
+  std::vector<Var> of_thread() const { return {thread, warpgroup, block_, block_y_, block_z_}; }
+  std::vector<Var> of_round() const { return {thread, warpgroup, round_, block_, block_y_, block_z_}; }
+  std::vector<Expr> at(const Expr &s) const {
+    return {thread, warpgroup, s, round_, block_, block_y_, block_z_};
+  }
+  std::vector<Expr> at(const Expr &element, const Expr &s) const {
+    return {element, thread, warpgroup, s, round_, block_, block_y_, block_z_};
+  }
+  std::vector<Var> vars_at() const { return {thread, warpgroup, step, round_, block_, block_y_, block_z_}; }
+  std::vector<Var> fragment_vars() const {
+    return {i, thread, warpgroup, step, round_, block_, block_y_, block_z_};
+  }
+
+  Expr blocks_up_to(const Expr &key) const { return (key + tiles_->keys - 1) / tiles_->keys; }
+  // For Halide, which cannot know.
+  static Expr bounded(const Expr &index, const Expr &extent) {
+    return unsafe_promise_clamped(index, 0, extent - 1);
+  }
+
+  Expr turn(const Expr &r) const {
+    return r * block_count_ + select((r & 1) == 0, block_, block_count_ - 1 - block_);
+  }
+
+  // The block of threads' r-th tile: where it lies, and which blocks of keys its rows see. The last rows come
+  // first: causal ones see the most keys.
+  TensorTask task_of(const Expr &r) {
+    const TensorTiles &t = *tiles_;
+    const Expr heads = q.dim(2).extent(), queries = q.dim(1).extent();
+    const Expr item = turn(r);
+    TensorTask task;
+    task.round = r;
+    if (t.copy_warpgroup) {
+      task.first_row = (tile_count_ - 1 - item % tile_count_) * t.rows();
+      task.head = item / tile_count_ % heads, task.batch = item / tile_count_ / heads;
+    } else {
+      task.first_row = (tile_count_ - 1 - block_) * t.rows();
+      task.head = block_y_, task.batch = block_z_;
+    }
+    task.kv_head = task.head / group;
+    task.q = source(q, 0), task.k = source(*keys_, 1), task.v = source(*values_, 2);
+    const Expr visible = length_of(min(task.batch, q.dim(3).extent() - 1));
+    const Expr last_row = min(task.first_row + t.rows(), queries) - 1;
+    const Expr begin = max(task.first_row + *diagonal_ - *window_left_, 0);
+    const Expr end = min(visible, last_row + *diagonal_ + *window_right_ + 1);
+    const Expr inner_begin = max(last_row + *diagonal_ - *window_left_, 0);
+    const Expr inner_end = max(min(visible, task.first_row + *diagonal_ + *window_right_ + 1), 0);
+    task.first_block = begin / t.keys;
+    const Expr end_block = max(blocks_up_to(max(end, 0)), task.first_block + 1);
+    task.last_block = end_block - 1;
+    // The first step is masked always.
+    const Expr steps = end_block - task.first_block;
+    task.right = clamp(end_block - inner_end / t.keys, 1, steps);
+    task.masked = min(task.right + clamp(blocks_up_to(inner_begin) - task.first_block, 0, steps), steps);
+    task.steps = select(r < share_, steps, 0);
+    return task;
+  }
+
+  // By address and by map: a backend takes what it needs.
+  template <typename I>
+  TensorSource source(I &buffer, int map) {
+    return {device_address(buffer),
+            buffer.dim(1).stride(),
+            buffer.dim(2).stride(),
+            buffer.dim(3).stride(),
+            buffer.dim(1).extent(),
+            buffer.dim(0).extent(),
+            is_hopper() ? Expr(*maps_[map]) : Expr()};
+  }
+
+  // Scores stay products until the exponential where nothing is added to them.
+  Expr to_log2() const { return is_plain_ ? scale * kLog2E : Expr(kLog2E); }
+  // A plain product is scaled only afterwards, which must not overflow.
+  float hidden() const { return is_plain_ ? -1e30f : kHidden; }
+  float start_of_maximum() const { return is_plain_ ? -1e20f : kMaximumStart * kLog2E; }
+
+  // The r-th row of a thread, and the key of an element of its fragment.
+  Expr row_at(int r) const {
+    return task_.first_row + (warpgroup * 4 + thread / 32) * (16 * tiles_->row_tiles) + r / 2 * 16 +
+           thread % 32 / 4 + r % 2 * 8;
+  }
+  Expr row_of(const Expr &element) const { return element / (tiles_->keys / 2) * 2 + element / 2 % 2; }
+  Expr column(const Expr &element) const { return element % (tiles_->keys / 2) / 4 * 8 + element % 2; }
+  Expr mux_row(const Expr &element, const std::vector<Expr> &of_rows) const {
+    Expr value = of_rows[0];
+    for (size_t r = 1; r < of_rows.size(); r++)
+      value = select(row_of(element) == static_cast<int>(r), of_rows[r], value);
+    return value;
+  }
+
+  // Over the four threads that share a row.
+  Expr over_row(Expr value, bool maximum) const {
+    const PtxOps &ops = backend_->ops;
+    for (int distance : {1, 2}) {
+      const Expr other = ops.shuffle_xor(value, distance);
+      value = maximum ? ops.max(value, other) : value + other;
+    }
+    return value;
+  }
+
+  // Over a thread's fragment, by rows.
+  std::vector<Expr> fold(const Func &fragment, const std::function<Expr(Expr, Expr)> &combine) const {
+    std::vector<Expr> rows(tiles_->thread_rows());
+    for (int x = 0; x < tiles_->scores(); x++) {
+      Expr &so_far = rows[tiles_->row_of_score(x)];
+      const Expr value = fragment(at(x, step));
+      so_far = so_far.defined() ? combine(so_far, value) : value;
+    }
+    return rows;
+  }
+
+  // The tabulated bias of a score. A row further down is a column further left, so rows 8 apart share all
+  // values but those of 8 columns: the compiler sees that, as the loads are pure and at constant distances
+  // from one address. (Loading them before the products are waited for was slower: 526 against 545 TFLOP/s.)
+  Expr tabulated_bias(const Expr &block) {
+    const Expr first = block * tiles_->keys + thread % 4 * 2 - row_at(0) + offset_zero;
+    const Expr place = cast<int64_t>(offsets.dim(1).stride()) * task_.head + first;
+    const Expr address = ptx.pure(UInt(64), "\tcvta.to.global.u64 $r, $0;",
+                                  {device_address(offsets) + cast<uint64_t>(place * 4)});
+    const Expr distance = column(i) - 8 * row_of(i);
+    return ptx.pure(Float(32), "\tld.global.nc.f32 $r, [$0+$1];", {address, distance * 4});
+  }
+
+  // The scores of a block with all that is done to scaled products, for compiled_terms other than plain and
+  // offsets. Each term is a stage of its own, so that what is not asked for is one jump. (As updates of one
+  // stage they would keep Halide from bounding the loop over blocks.)
+  Func with_terms(Func logit, const std::string &suffix, const Expr &block, Kind kind,
+                  schedules::TensorBlockFuncs &funcs) {
+    std::vector<Expr> rows;
+    for (int r = 0; r < tiles_->thread_rows(); r++) rows.push_back(min(row_at(r), q.dim(1).extent() - 1));
+    const ScoreRow at_row{bounded(mux_row(i, rows), q.dim(1).extent()),
+                          bounded(task_.head, q.dim(2).extent()), bounded(task_.batch, q.dim(3).extent())};
+    const Expr keys = keys_->dim(1).extent(), own = block * tiles_->keys + thread % 4 * 2 + column(i);
+    // Blocks that are not masked lie within the keys.
+    const Expr key = bounded(kind == Kind::inner ? own : min(own, keys - 1), keys);
+    const bool is_dense = std::string(compiled_terms) == "dense";
+    for (const Term &term : terms(at_row)) {
+      if (is_dense && std::string(term.name) != "dense") continue;
+      const Expr before = logit(at(i, step)), after = term.apply(before, key);
+      Func next("with_" + std::string(term.name) + suffix);
+      if (is_dense || Internal::is_const_one(term.condition)) {
+        next(fragment_vars()) = after;
+      } else {
+        next(fragment_vars()) = select(term.condition, after, before);
+        next.specialize(term.condition).unroll(i);
+      }
+      funcs.of_fragment.push_back(next);
+      logit = next;
+    }
+    return logit;
+  }
+
+  // One block of keys: the scores, their weights, and what they do to the state.
+  Func key_block_of(const std::string &suffix, const TensorBackend::Step &where, Kind kind,
+                    const Func &before, schedules::TensorBlockFuncs &funcs) {
+    const PtxOps &ops = backend_->ops;
+    const TensorTiles &t = *tiles_;
+    const int R = t.thread_rows();
+    Func ready("ready" + suffix), score("score" + suffix), maximum("maximum" + suffix),
+        reference("reference" + suffix);
+    Func decay("decay" + suffix), weight("weight" + suffix), sum("sum" + suffix), state("state" + suffix);
+    Func end("end" + suffix);
+    const auto in_log2 = to_log2();
+
+    const Expr block_of_keys = where.block;
+    const bool has_table = std::string(compiled_terms) == "offsets";
+    ready(vars_at()) = backend_->scores(task_, where, warpgroup, before(of_round()));
+    Expr value = ops.get("%S", i, ready(at(step)));
+    if (has_table) {
+      value = ops.fma(value, scale, tabulated_bias(block_of_keys));
+    } else if (!is_plain_) {
+      Func logit("logit" + suffix);
+      logit(fragment_vars()) = value * scale;
+      funcs.of_fragment.push_back(logit);
+      value = with_terms(logit, suffix, block_of_keys, kind, funcs)(at(i, step));
+    }
+    if (kind != Kind::inner) {
+      const Expr first_key = block_of_keys * t.keys + thread % 4 * 2;
+      std::vector<Expr> low, high;
+      for (int r = 0; r < R; r++) {
+        low.push_back(row_at(r) + *diagonal_ - *window_left_ - first_key);
+        high.push_back(min(row_at(r) + *diagonal_ + *window_right_, visible_keys_ - 1) - first_key);
+      }
+      value = ops.keep_within(column(i), mux_row(i, low), mux_row(i, high), value, hidden());
+    }
+    score(fragment_vars()) = value;
+
+    std::vector<Expr> rows = fold(score, [&](Expr a, Expr b) { return ops.max(a, b); });
+    for (Expr &x : rows) x = over_row(x, true) * in_log2;
+    maximum(vars_at()) = Tuple(rows);
+    for (int r = 0; r < R; r++) {
+      const Expr block_maximum = maximum(at(step))[r];
+      rows[r] = ops.max(ops.get("%m" + number(r), block_maximum), block_maximum);
+    }
+    reference(vars_at()) = Tuple(rows);
+    std::vector<Expr> references;
+    for (int r = 0; r < R; r++) {
+      const Expr now = reference(at(step))[r];
+      references.push_back(now);
+      rows[r] = ops.exp2(ops.get("%m" + number(r), now) - now);
+    }
+    decay(vars_at()) = Tuple(rows);
+    weight(fragment_vars()) = ops.exp2(ops.fma(score(at(i, step)), in_log2, -mux_row(i, references)));
+    sum(vars_at()) = Tuple(fold(weight, [](Expr a, Expr b) { return a + b; }));
+
+    // The state lives in named registers: %m the maximum in base 2, %l the sum, %O the output.
+    std::string text;
+    std::vector<Expr> arguments, decays, weights;
+    for (int r = 0; r < R; r++) {
+      decays.push_back(decay(at(step))[r]);
+      text += "\tfma.rn.ftz.f32 %l" + number(r) + ", %l" + number(r) + ", $" + number(3 * r) + ", $" +
+              number(3 * r + 1) + "; mov.b32 %m" + number(r) + ", $" + number(3 * r + 2) + ";\n";
+      arguments.insert(arguments.end(), {decays[r], Expr(sum(at(step))[r]), references[r]});
+    }
+    for (int x = 0; x < t.scores(); x++) weights.push_back(weight(at(x, step)));
+    state(vars_at()) = ptx.effect(text, arguments);
+    end(vars_at()) = backend_->accumulate(task_, where, decays, weights, state(at(step)));
+    for (const Func &g : {ready, maximum, reference, decay, sum, state, end}) funcs.of_thread.push_back(g);
+    for (const Func &g : {score, weight}) funcs.of_fragment.push_back(g);
+    return end;
+  }
+
+  // Divides the outputs by the sums, and stores them and the logarithms.
+  Expr store(const FuncRef &sums, const Expr &token) {
+    const TensorTiles &t = *tiles_;
+    const int R = t.thread_rows();
+    const Expr channels = out.dim(0).extent();
+    const auto offset = [&](auto &buffer, int dim, const Expr &index) {
+      return cast<int64_t>(buffer.dim(dim).stride()) * cast<int64_t>(index);
+    };
+    // Pieces of 8 channels, which lie with the four threads that share a row, become one thread's: stores of
+    // 16 bytes. Where rows are not made of such pieces, elements are stored one by one.
+    const Expr quad = thread % 4;
+    const auto in_pieces = [](const Expr &elements) { return (elements & 7) == 0; };
+    const Expr whole =
+        in_pieces(channels) && (device_address(out) & Expr(uint64_t{15})) == Expr(uint64_t{0}) &&
+        in_pieces(out.dim(1).stride()) && in_pieces(out.dim(2).stride()) && in_pieces(out.dim(3).stride());
+    const std::string packed = std::string("cvt.rn.") + (Type(type).is_bfloat() ? "bf16" : "f16") + "x2.f32";
+    // $0 whole, $1 channels, $2 quad, $3 queries; then for each row: sum, row, address, lse's address.
+    std::vector<Expr> arguments{cast<int>(whole), channels, quad, q.dim(1).extent()};
+    std::string text =
+        "\t{ .reg .pred whole, seen, row, left, right, first, odd, high; .reg .f32 inverse, a, b, lse;\n"
+        "\t.reg .b32 channel, x, y, z, piece<4>; .reg .b16 low_half, high_half; .reg .b64 at, far, bytes;\n"
+        "\tsetp.ne.s32 whole, $0, 0; setp.eq.s32 first, $2, 0; and.b32 x, $2, 1; setp.ne.s32 odd, x, 0;\n"
+        "\tsetp.ge.s32 high, $2, 2;\n";
+    // Swaps with the thread at `distance`, which has the other value of `upper`, half of two registers.
+    const auto exchange = [](const std::string &upper, int distance, int one, int other) {
+      const std::string p = "piece" + number(one), o = "piece" + number(other);
+      return "\tselp.b32 x, " + p + ", " + o + ", " + upper + "; shfl.sync.bfly.b32 y, x, " +
+             number(distance) + ", 0x1f, 0xffffffff; @" + upper + " mov.b32 " + p + ", y; @!" + upper +
+             " mov.b32 " + o + ", y;\n";
+    };
+    for (int r = 0; r < R; r++) {
+      const int at = static_cast<int>(arguments.size());
+      const auto argument = [&](int n) { return "$" + number(at + n); };
+      const Expr address =
+          device_address(out) + cast<uint64_t>((offset(out, 3, task_.batch) + offset(out, 2, task_.head) +
+                                                offset(out, 1, row_at(r))) *
+                                               Type(type).bytes());
+      const Expr lse_address =
+          device_address(lse) +
+          cast<uint64_t>(
+              (offset(lse, 2, task_.batch) + offset(lse, 1, task_.head) + offset(lse, 0, row_at(r))) * 4);
+      arguments.insert(arguments.end(), {Expr(sums[r]), row_at(r), address, lse_address});
+      const std::string done = "DONE$u_" + number(r), parts = "PARTS$u_" + number(r);
+      // Shuffles need all threads: those of rows past the end go along. A row that sees nothing is zero,
+      // whatever was multiplied by its zero weights.
+      text += "\tsetp.lt.s32 row, " + argument(1) + ", $3; setp.neu.f32 seen, " + argument(0) +
+              ", 0f00000000; rcp.approx.ftz.f32 inverse, " + argument(0) + ";\n\tlg2.approx.ftz.f32 lse, " +
+              argument(0) + "; add.ftz.f32 lse, lse, %m" + number(r) +
+              "; mul.ftz.f32 lse, lse, 0f3F317218; selp.f32 lse, lse, 0fFF800000, seen;\n" +
+              "\tcvta.to.global.u64 at, " + argument(3) +
+              "; and.pred left, first, row; @left st.global.f32 [at], " + "lse;\n\tcvta.to.global.u64 at, " +
+              argument(2) + "; @!whole bra " + parts + ";\n" +
+              "\tmul.wide.u32 bytes, $2, 16; add.s64 far, at, bytes; shl.b32 channel, $2, 3;\n";
+      const auto pair = [&](int n, const std::string &to) {
+        const int o = r / 2 * (t.head_dim / 2) + n * 4 + r % 2 * 2;
+        return "\tmul.ftz.f32 a, %O" + number(o) + ", inverse; mul.ftz.f32 b, %O" + number(o + 1) +
+               ", inverse; " + packed + " " + to + ", b, a; selp.b32 " + to + ", " + to + ", 0, seen;\n";
+      };
+      for (int n = 0; n < t.head_dim / 8; n += 4) {
+        for (int piece = 0; piece < 4; piece++) text += pair(n + piece, "piece" + number(piece));
+        text += exchange("odd", 1, 0, 1) + exchange("odd", 1, 2, 3) + exchange("high", 2, 0, 2) +
+                exchange("high", 2, 1, 3);
+        text += "\tadd.s32 x, channel, " + number(n * 8) + "; setp.lt.and.s32 left, x, $1, row; @left " +
+                "st.global.v4.b32 [far+" + number(n * 16) + "], {piece0, piece1, piece2, piece3};\n";
+      }
+      text += "\tbra " + done + ";\n\t" + parts +
+              ": mul.wide.u32 bytes, $2, 4; add.s64 at, at, bytes; shl.b32 channel, "
+              "$2, 1;\n";
+      for (int n = 0; n < t.head_dim / 8; n++) {
+        text += pair(n, "x") + "\tmov.b32 {low_half, high_half}, x; add.s32 y, channel, " + number(n * 8) +
+                "; setp.lt.and.s32 left, y, $1, row; add.s32 y, y, 1; setp.lt.and.s32 right, y, $1, row;\n" +
+                "\t@left st.global.b16 [at+" + number(n * 16) + "], low_half; @right st.global.b16 [at+" +
+                number(n * 16 + 2) + "], high_half;\n";
+      }
+      text += "\t" + done + ":\n";
+    }
+    arguments.push_back(token);
+    return ptx.effect(text + "\t}\n", arguments);
+  }
+
+  Var i{"i"}, thread{"thread"}, warpgroup{"warpgroup"}, block_{"block"}, block_y_{"block_y"},
+      block_z_{"block_z"}, round_{"round"}, step{"step"};
+  std::vector<GeneratorInput<uint64_t> *> maps_;
+  schedules::TensorFuncs f;
+  std::unique_ptr<TensorTiles> tiles_;
+  std::unique_ptr<TensorBackend> backend_;
+  TensorTask task_;
+  Expr visible_keys_, tile_count_, block_count_, share_;
+  bool is_plain_ = true, is_single_loop_ = false;
+};
+
+}  // namespace posattn
+
+HALIDE_REGISTER_GENERATOR(posattn::AttentionTensor, attention_tensor)

@@ -1,0 +1,46 @@
+// Tensor cores of Ampere and later (sm_80): mma.sync multiplies fragments in registers, which ldmatrix loads
+// from shared memory, which cp.async fills.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "lowering/tensor_backend.h"
+
+namespace posattn {
+
+class Ampere : public TensorBackend {
+ public:
+  Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat);
+
+  int shared_bytes() const override;
+  Expr setup(const std::vector<TensorTask> &tasks, const Expr &token) override;
+  Expr begin(const TensorTask &task, const Expr &token) override;
+  Expr scores(const TensorTask &task, const Step &step, const Expr &group, const Expr &token) override;
+  Expr accumulate(const TensorTask &task, const Step &step, const std::vector<Expr> &decay,
+                  const std::vector<Expr> &weights, const Expr &token) override;
+  Expr finish(const TensorTask &task, const Expr &token) override;
+  Expr wait_for_outputs(const TensorTask &task, const Expr &token) override;
+
+ private:
+  int threads() const { return tiles.warpgroups * 128; }
+  int tile_bytes() const { return chunks_ * tiles.keys * 128; }
+  Expr copy_tile(const TensorSource &source, const Expr &exists, const Expr &first_row, const Expr &head,
+                 const Expr &batch, int rows, const Expr &to, const Expr &token);
+  Expr copy_block(const TensorTask &task, const Expr &step, const Expr &token);
+  Expr wait_copies(int pending, const Expr &token);
+  // Where the queries are copied to.
+  int query_tile() const { return tiles.shared_queries ? 2 * tiles.stages * tile_bytes() : 0; }
+  std::string load_query_step(int k, const std::string &to) const;
+  Expr load_queries(const Expr &token);
+  Expr multiply_keys(const Expr &keys, const Expr &token);
+  Expr multiply_values(const Expr &values, const Expr &token);
+  std::string multiply(const std::string &sum, int first, const std::string &a, const std::string &b,
+                       bool from_zero) const;
+
+  // A tile in shared memory is a row of chunks, each 64 channels wide: rows of 128 bytes whose eight pieces
+  // of 16 are permuted by the row, so that no two lanes of ldmatrix meet in a bank.
+  int chunks_;
+};
+
+}  // namespace posattn
