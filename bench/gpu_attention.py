@@ -189,12 +189,25 @@ def sdpa(backend, q, k, v, causal, mask=None):
     return run
 
 
+def alibi_of(slopes):
+    return lambda score, b, h, i, j: score + slopes[h] * (i - j).abs()
+
+
+def table_of(table, zero):
+    return lambda score, b, h, i, j: score + table[h, j - i + zero]
+
+
 class Flex:
     """FlexAttention, compiled once for each kind of call."""
 
     def __init__(self):
+        import torch._dynamo
         from torch.nn.attention import flex_attention
 
+        # Beyond its limit of 8 it would run uncompiled.
+        for limit in ("recompile_limit", "cache_size_limit"):
+            if hasattr(torch._dynamo.config, limit):
+                setattr(torch._dynamo.config, limit, 64)
         self.module = flex_attention
         self.compiled = torch.compile(flex_attention.flex_attention, dynamic=False)
         self.masks = {}
@@ -216,6 +229,7 @@ def main():
     parser.add_argument("library")
     parser.add_argument("--quick", action="store_true", help="fewer shapes, no FlexAttention, bfloat16 alone")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=600, help="after which no other shape is begun")
     parser.add_argument("--out", help="append rows to this file")
     parser.add_argument("--commit", default="", help="of the library, for the rows")
     options = parser.parse_args()
@@ -235,14 +249,18 @@ def main():
     run["worst_error"] = check(kernels)
     print(f"checked; largest error {run['worst_error']:.2f} of what is allowed", flush=True)
 
-    # FlexAttention compiles for seconds for each call, so it comes last and with fewer of them.
-    lengths = (512, 4096) if options.quick else (512, 1024, 2048, 4096, 8192, 16384)
-    jobs = [(torch.bfloat16, dim, tokens, causal, False) for dim in (64, 128) for tokens in lengths for causal in (0, 1)]
+    lengths = (512, 4096) if options.quick else (4096, 512, 1024, 2048, 8192, 16384)
+    jobs = [(torch.bfloat16, dim, tokens, causal, False) for tokens in lengths for dim in (64, 128) for causal in (0, 1)]
     if not options.quick:
+        # FlexAttention compiles for seconds for each call, so there are fewer of them.
+        jobs = [(torch.bfloat16, dim, 4096, causal, True) for dim in (64, 128) for causal in (0, 1)] + jobs
         jobs += [(torch.float16, dim, tokens, 0, False) for dim in (64, 128) for tokens in (1024, 4096)]
-        jobs += [(torch.bfloat16, dim, 4096, causal, True) for dim in (64, 128) for causal in (0, 1)]
+    begin = time.monotonic()
     flex, ratios = Flex(), {}
     for dtype, dim, tokens, causal, with_flex in jobs:
+        if time.monotonic() - begin > options.seconds:
+            print("out of time")
+            break
         batch, heads = TOKENS // tokens, CHANNELS // dim
         q, k, v = (torch.randn(batch, heads, tokens, dim, device=DEVICE).to(dtype) for _ in range(3))
         table, zero = tabulated(heads, tokens, tokens)
@@ -253,12 +271,8 @@ def main():
         runs = {"table sm90a": ours("prefill_offsets", "sm90a", offsets=table, offset_zero=zero)}
         if with_flex:
             slopes = torch.arange(1, heads + 1, device=DEVICE) * (-0.25 / heads)
-            runs["flex alibi"] = flex.prepare(
-                q, k, v, causal, lambda s, b, h, i, j, slopes=slopes: s + slopes[h] * (i - j).abs()
-            )
-            runs["flex table"] = flex.prepare(
-                q, k, v, causal, lambda s, b, h, i, j, table=table, zero=zero: s + table[h, j - i + zero]
-            )
+            runs["flex alibi"] = flex.prepare(q, k, v, causal, alibi_of(slopes))
+            runs["flex table"] = flex.prepare(q, k, v, causal, table_of(table, zero))
         else:
             runs["plain sm90a"] = ours("prefill_plain", "sm90a")
             runs["plain sm80"] = ours("prefill_plain", "sm80")

@@ -91,6 +91,10 @@ std::string assemble(const std::string &ptxas, const std::string &ptx, const std
   if (!keep) {
     for (const std::string &file : {source, binary, log}) std::remove(file.c_str());
   }
+  // An assembler that is older than the card: the driver will do it.
+  for (const char *too_old : {"Unsupported .version", "is not defined for option 'gpu-name'"}) {
+    if (said.find(too_old) != std::string::npos) return "";
+  }
   if (status != 0 || cubin.empty()) throw std::runtime_error("ptxas failed:\n" + said);
   const bool spills = said.find("bytes spill stores") != std::string::npos &&
                       said.find(" 0 bytes spill stores") == std::string::npos;
@@ -135,7 +139,7 @@ Module rewrite(const Module &module, const PtxKernel &kernel, const std::string 
     if (const std::string ptxas = find_ptxas(); !ptxas.empty()) {
       const std::string binary =
           assemble(ptxas, code.c_str(), kernel.assemble_for, stem, !kernel.embeds_text);
-      if (!kernel.embeds_text) code = binary;
+      if (!kernel.embeds_text && !binary.empty()) code = binary;
     }
     size = static_cast<int>(code.size());
     Halide::Buffer<uint8_t> replacement(size, buffer.name());
