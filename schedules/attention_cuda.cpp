@@ -194,7 +194,7 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
 
   f.sum.compute_at(f.state, ri);
   bounded_to_one(f.sum);
-  f.sum.update().unroll(f.rk.y);
+  f.sum.update().unroll(f.rs.y);
 
   // Of the weighted values a lane has neighbouring channels, and loads weights four at a time.
   const int channels = D / kWarp;
