@@ -170,7 +170,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     last(of_round()) = backend_->wait_for_outputs(task, token);
 
     Func sum("sum"), result("result");
-    std::vector<Expr> sums, results;
+    std::vector<Expr> sums;
     for (int r = 0; r < R; r++) sums.push_back(over_row(ops.get("%l" + number(r), last(of_round())), false));
     sum(of_round()) = Tuple(sums);
     result(of_round()) =

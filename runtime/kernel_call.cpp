@@ -2,6 +2,7 @@
 
 #include <iterator>
 #include <limits>
+#include <utility>
 
 #include "runtime/cpu.h"
 #include "runtime/cuda/launch.h"
@@ -188,10 +189,10 @@ void KernelCall::run() {
   install_kernel_memory();
   install_parallel_for();
   const KeepTileConfig keep;
-  if (const int error = kernel_.info->call(pointers_)) {
-    if (launch_ && !launch_->error.empty()) fail(launch_->error);
-    fail("kernel ", kernel_.info->kind, ": failed with code ", error);
-  }
+  const int error = kernel_.info->call(pointers_);
+  // Kernels are compiled without checks: what a launch returns gets lost in them.
+  if (launch_ && !launch_->error.empty()) fail(std::exchange(launch_->error, std::string()));
+  if (error) fail("kernel ", kernel_.info->kind, ": failed with code ", error);
 }
 
 }  // namespace posattn

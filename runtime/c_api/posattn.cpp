@@ -6,6 +6,7 @@
 
 #include "runtime/c_api/arguments.h"
 #include "runtime/c_api/status.h"
+#include "runtime/cuda/attend.h"
 #include "runtime/kernel_registry.h"
 #include "runtime/rotary.h"
 #include "runtime/threads.h"
@@ -86,6 +87,27 @@ posattn_status posattn_attend(const posattn_attend_args *args, void *workspace, 
       posattn::attend(call.args(), workspace, workspace_size);
     } else {
       posattn::attend(call.args());
+    }
+  });
+}
+
+posattn_status posattn_attend_cuda_workspace_size(const posattn_attend_args *args, void *stream,
+                                                  size_t *size) {
+  return guarded([&] {
+    const AttendCall call(required(args, "args"));
+    required(size, "size") = posattn::attend_workspace_size(call.args(), posattn::CudaStream{stream, 0});
+  });
+}
+
+posattn_status posattn_attend_cuda(const posattn_attend_args *args, void *stream, void *workspace,
+                                   size_t workspace_size) {
+  return guarded([&] {
+    const AttendCall call(required(args, "args"));
+    const posattn::CudaStream on{stream, 0};
+    if (workspace) {
+      posattn::attend(call.args(), on, workspace, workspace_size);
+    } else {
+      posattn::attend(call.args(), on);
     }
   });
 }

@@ -155,6 +155,14 @@ POSATTN_API posattn_status posattn_attend_workspace_size(const posattn_attend_ar
 /* workspace: 64-byte aligned, at least that large; null: the call allocates its own. */
 POSATTN_API posattn_status posattn_attend(const posattn_attend_args *args, void *workspace,
                                           size_t workspace_size);
+/* The same on a GPU, with every tensor (those of branches, too) and the workspace in its memory:
+ * runtime/cuda/attend.h says what holds there. stream: a CUstream or cudaStream_t, null for the default one.
+ * The workspace is 256-byte aligned; null: one from the stream's memory pool. The library must hold CUDA
+ * kernels, as libposattn_cuda.so does. */
+POSATTN_API posattn_status posattn_attend_cuda_workspace_size(const posattn_attend_args *args, void *stream,
+                                                              size_t *size);
+POSATTN_API posattn_status posattn_attend_cuda(const posattn_attend_args *args, void *stream, void *workspace,
+                                               size_t workspace_size);
 /* out = x rotated by its positions: for keys that go into a cache. x, out (B, H, T, D); positions and mask
  * (null: 0, 1, 2, ... and none) as q_positions and q_position_mask above. */
 POSATTN_API posattn_status posattn_rotate(const posattn_tensor *x, const posattn_tensor *inv_freq,

@@ -90,6 +90,9 @@ static void test_everything_composes(void) {
   workspace = (void *)(((uintptr_t)memory + 63) / 64 * 64);
   CHECK_ERROR(posattn_attend(&p.args, workspace, size - 1), "workspace");
   CHECK_OK(posattn_attend(&p.args, workspace, size));
+  /* Memory of the host is no GPU's; without a driver there is no GPU to begin with. */
+  CHECK_ERROR(posattn_attend_cuda(&p.args, NULL, NULL, 0), "");
+  CHECK_OK(posattn_attend(&p.args, workspace, size));
   for (int64_t j = 20; j < TK; ++j) *at(&p.args.key, 1, 0, j, 0) = 0;
   CHECK(error_of(&p, everything) < kTolerance);
   for (int i = 0; i < B * HQ * TQ; ++i) CHECK(fabsf(lse[i]) < 20);

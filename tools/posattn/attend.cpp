@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "runtime/cuda/staged.h"
 #include "runtime/error.h"
 #include "runtime/safetensors.h"
 #include "tools/posattn/commands.h"
@@ -47,7 +48,11 @@ void run(const AttentionOptions &options) {
   if (options.need_weights == Weights::heads) weights = Tensor(type, {batch, heads, queries, keys});
   if (options.need_weights == Weights::mean) weights = Tensor(type, {batch, queries, keys});
   if (!weights.empty()) args.weights = weights;
-  attend(args);
+  if (options.machine.cuda) {
+    attend_staged(args, CudaStream());
+  } else {
+    attend(args);
+  }
 
   save_results(options.out, inputs.get("q").dtype(), out, weights, lse);
   inputs.report_unused();

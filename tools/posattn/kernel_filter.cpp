@@ -4,6 +4,7 @@
 #include <sstream>
 #include <tuple>
 
+#include "runtime/cuda/targets.h"
 #include "runtime/error.h"
 
 namespace posattn::cli {
@@ -15,10 +16,8 @@ bool allows(const std::vector<T> &values, const U &value) {
 }
 
 size_t rank_of(const std::string &target) {
-  const std::vector<TargetInfo> known = targets();
-  return static_cast<size_t>(
-      std::find_if(known.begin(), known.end(), [&](const TargetInfo &info) { return info.name == target; }) -
-      known.begin());
+  const int index = find_target(target);
+  return static_cast<size_t>(index < 0 ? kNumTargets : index);
 }
 
 auto key_of(const KernelInfo &k) {

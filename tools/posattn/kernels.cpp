@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 
+#include "runtime/cuda/targets.h"
 #include "runtime/error.h"
 #include "runtime/kernel_registry.h"
 #include "tools/posattn/commands.h"
@@ -48,7 +49,9 @@ void print_targets(const std::map<std::string, Total> &totals, const std::string
   } catch (const Error &) {  // none runs here: said in the table
   }
   std::cout << "target   kernels        size  this machine\n";
-  for (const TargetInfo &target : targets()) {
+  std::vector<TargetInfo> all = targets();
+  for (const TargetInfo &target : cuda_targets()) all.push_back(target);
+  for (const TargetInfo &target : all) {
     const auto found = totals.find(target.name);
     const Total total = found == totals.end() ? Total() : found->second;
     std::string why = target.reason;
@@ -62,7 +65,10 @@ void print_targets(const std::map<std::string, Total> &totals, const std::string
 }
 
 void run(const KernelFilter &filter) {
-  if (filter.targets.size() == 1) set_target(filter.targets[0]);
+  if (filter.targets.size() == 1) {
+    const std::string &target = filter.targets[0];
+    find_target(target) < kNumCpuTargets ? set_target(target) : set_cuda_target(target);
+  }
   const std::vector<const KernelInfo *> kernels = select_kernels(filter);
   Total all;
   std::map<std::string, Total> totals;

@@ -35,6 +35,7 @@ const char *bind_streams(Inputs &inputs, std::optional<DType> dtype, ForwardArgs
 }
 
 void run(const MhaOptions &options) {
+  if (options.machine.cuda) fail("--device cuda: layers do not run on GPUs yet, only attend does");
   options.machine.apply();
   Inputs inputs(options.in);
   ForwardArgs args;

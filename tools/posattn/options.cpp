@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "runtime/cuda/targets.h"
 #include "runtime/error.h"
 #include "runtime/kernel_registry.h"
 #include "runtime/threads.h"
@@ -43,9 +44,11 @@ std::vector<std::string> with_causal_values(std::vector<std::string> arguments) 
 void MachineOptions::add_to(CLI::App &app) {
   app.add_option_function<std::string>(
          "--device",
-         [](const std::string &device) {
-           if (device == "cuda") fail("--device cuda: this build has no CUDA kernels");
-           if (device != "cpu") throw CLI::ValidationError("--device", "expected cpu|cuda, got " + device);
+         [this](const std::string &device) {
+           if (device != "cpu" && device != "cuda") {
+             throw CLI::ValidationError("--device", "expected cpu|cuda, got " + device);
+           }
+           cuda = device == "cuda";
          },
          "Where to compute (cpu)")
       ->type_name("cpu|cuda");
@@ -58,7 +61,7 @@ void MachineOptions::add_to(CLI::App &app) {
 
 void MachineOptions::apply() const {
   set_num_threads(threads);
-  set_target(target);
+  cuda ? set_cuda_target(target) : set_target(target);
 }
 
 void AttentionOptions::add_to(CLI::App &app, const std::vector<std::string> &names) {

@@ -36,6 +36,7 @@ CLI::Option *add_choice(CLI::App &app, const std::string &name, T &value,
 // Where and how anything runs.
 struct MachineOptions {
   std::string target;
+  bool cuda = false;  // on a GPU
   int threads = 0;
 
   void add_to(CLI::App &app);
