@@ -64,8 +64,6 @@ void run(const BenchOptions &options) {
   options.filter.check_targets();
   MachineOptions machine;
   machine.threads = options.threads;
-  if (machine.cuda)
-    fail("--device cuda: only attend runs there; tests/attend_cuda_test verifies its kernels");
   machine.apply();
   int64_t timed = 0;
   for (const KernelInfo *kernel : select_kernels(options.filter)) {

@@ -28,13 +28,17 @@ std::string kilobytes(int64_t bytes) {
 }
 
 void print_kernels(const std::vector<const KernelInfo *> &kernels) {
-  size_t width = std::string("branches").size();
-  for (const KernelInfo *kernel : kernels) width = std::max(width, std::string(kernel->branches).size());
+  size_t width = std::string("branches").size(), kind_width = std::string("kind").size();
+  for (const KernelInfo *kernel : kernels) {
+    width = std::max(width, std::string(kernel->branches).size());
+    kind_width = std::max(kind_width, std::string(kernel->kind).size());
+  }
   const auto line = [&](const auto &kind, const auto &branches, const auto &head_dim, const auto &type,
                         const auto &target, const std::string &size) {
-    std::cout << std::left << std::setw(13) << kind << std::setw(static_cast<int>(width) + 2) << branches
-              << std::right << std::setw(8) << head_dim << "  " << std::left << std::setw(6) << type
-              << std::setw(8) << target << std::right << std::setw(12) << size << '\n';
+    std::cout << std::left << std::setw(static_cast<int>(kind_width) + 2) << kind
+              << std::setw(static_cast<int>(width) + 2) << branches << std::right << std::setw(8) << head_dim
+              << "  " << std::left << std::setw(6) << type << std::setw(8) << target << std::right
+              << std::setw(12) << size << '\n';
   };
   line("kind", "branches", "head dim", "type", "target", "size");
   for (const KernelInfo *kernel : kernels)

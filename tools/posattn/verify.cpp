@@ -101,8 +101,6 @@ void run(const VerifyOptions &options) {
   options.filter.check_targets();
   MachineOptions machine;
   machine.threads = options.threads;
-  if (machine.cuda)
-    fail("--device cuda: only attend runs there; tests/attend_cuda_test verifies its kernels");
   machine.apply();
   const std::vector<const KernelInfo *> kernels = select_kernels(options.filter);
   if (kernels.empty()) fail("verify: no kernel of this build matches");
