@@ -8,7 +8,7 @@ namespace posattn {
 
 using namespace Halide;
 
-class Attention : public ScoreGenerator<Attention> {
+class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
  public:
   GeneratorParam<int> head_dim{"head_dim", 64};
   // prefill: many rows, output in its type. decode: few rows, the keys split, partial outputs in float32.
@@ -19,6 +19,7 @@ class Attention : public ScoreGenerator<Attention> {
   GeneratorParam<int> key_block{"key_block", 0};
   GeneratorParam<int> tile_rows{"tile_rows", 0};
   GeneratorParam<int> tile_channels{"tile_channels", 0};
+  GeneratorParam<int> single_row_channels{"single_row_channels", 0};
 
   Output<Buffer<void, 5>> out{"out"};   // (d, row, split, row_block, head, batch)
   Output<Buffer<float, 4>> lse{"lse"};  // (row, split, row_block, head, batch)
@@ -36,6 +37,8 @@ class Attention : public ScoreGenerator<Attention> {
     set(tiles.query_block, this->query_block), set(tiles.row_chunk, row_chunk),
         set(tiles.key_block, key_block);
     set(tiles.rows, tile_rows), set(tiles.channels, tile_channels);
+    set(tiles.single_row_channels, single_row_channels);
+    split_blocks.set_estimate(tiles.key_block);  // for the caller, who finds it in the metadata
     const int query_block = tiles.query_block;
     const KeyTiling tiling{machine.key_lanes, tiles.key_block / machine.key_lanes};
     Var x("x"), tile("tile"), split("split");
@@ -170,6 +173,10 @@ class Attention : public ScoreGenerator<Attention> {
     values.dim(1).set_stride(D);
     for (int i = 0; i < 5; i++) out.dim(i).set_min(0);
     for (int i = 0; i < 4; i++) lse.dim(i).set_bounds(0, out.dim(i + 1).extent());
+  }
+
+  schedules::TuningSpace tuning_space() const override {
+    return schedules::attention_tuning_space(schedules::machine(get_target()), head_dim, decode);
   }
 
   void schedule() { schedules::schedule_attention(f, schedules::machine(get_target()), tiles); }
