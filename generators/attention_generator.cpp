@@ -10,7 +10,7 @@ namespace posattn {
 
 using namespace Halide;
 
-class Attention : public ScoreGenerator<Attention> {
+class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
  public:
   GeneratorParam<int> head_dim{"head_dim", 64};
   // prefill: many rows, output in its type. decode: few rows, the keys split, partial outputs in float32.
@@ -21,6 +21,7 @@ class Attention : public ScoreGenerator<Attention> {
   GeneratorParam<int> key_block{"key_block", 0};
   GeneratorParam<int> tile_rows{"tile_rows", 0};
   GeneratorParam<int> tile_channels{"tile_channels", 0};
+  GeneratorParam<int> single_row_channels{"single_row_channels", 0};
 
   Output<Buffer<void, 5>> out{"out"};   // (d, row, split, row_block, head, batch)
   Output<Buffer<float, 4>> lse{"lse"};  // (row, split, row_block, head, batch)
@@ -33,7 +34,7 @@ class Attention : public ScoreGenerator<Attention> {
   void generate() {
     const schedules::Machine machine = schedules::machine(get_target());
     const int D = head_dim, lanes = machine.lanes;
-    f.on_tiles = machine.amx && !decode && D % schedules::kAmxDepth == 0;
+    f.on_tiles = on_tiles();
     if (f.on_tiles) {
       tiles = schedules::attention_tiles_amx(head_dim);
     } else if (get_target().has_gpu_feature()) {
@@ -45,6 +46,7 @@ class Attention : public ScoreGenerator<Attention> {
     set(tiles.query_block, this->query_block), set(tiles.row_chunk, row_chunk),
         set(tiles.key_block, key_block);
     set(tiles.rows, tile_rows), set(tiles.channels, tile_channels);
+    set(tiles.single_row_channels, single_row_channels);
     const int query_block = tiles.query_block;
     const KeyTiling tiling{machine.key_lanes, tiles.key_block / machine.key_lanes};
     split_blocks.set_estimate(tiles.key_block);  // for the caller, who counts in these
@@ -265,6 +267,12 @@ class Attention : public ScoreGenerator<Attention> {
     for (int i = 0; i < 4; i++) lse.dim(i).set_bounds(0, out.dim(i + 1).extent());
   }
 
+  // Of SIMD schedules; those of tiles and GPUs have sizes of their own.
+  schedules::TuningSpace tuning_space() const override {
+    if (get_target().has_gpu_feature() || on_tiles()) return {};
+    return schedules::attention_tuning_space(schedules::machine(get_target()), head_dim, decode);
+  }
+
   void schedule() {
     if (f.on_tiles) {
       schedules::schedule_attention_amx(f, tiles, get_pipeline());
@@ -276,6 +284,10 @@ class Attention : public ScoreGenerator<Attention> {
   }
 
  private:
+  bool on_tiles() const {
+    return schedules::machine(get_target()).amx && !decode && head_dim % schedules::kAmxDepth == 0;
+  }
+
   schedules::AttentionFuncs f;
   schedules::AttentionTiles tiles;
 };

@@ -9,16 +9,14 @@ namespace posattn {
 
 using namespace Halide;
 
-class Projection : public Generator<Projection> {
+class Projection : public Generator<Projection>, public schedules::Tunable {
  public:
   GeneratorParam<Type> type{"type", Float(32)};
   // The register tile: rows by panel, a panel being that many output features. 0: the target's.
   GeneratorParam<int> tile_rows{"tile_rows", 0};
   GeneratorParam<int> panel{"panel", 0};
-  // Rows of a task at most: they stay in the second-level cache while the panels pass by.
-  GeneratorParam<int> block_rows{"block_rows", 96};
-  // Panels whose results go out together.
-  GeneratorParam<int> span_panels{"span_panels", 6};
+  GeneratorParam<int> block_rows{"block_rows", schedules::kProjectionBlockRows};
+  GeneratorParam<int> span_panels{"span_panels", schedules::kProjectionSpanPanels};
   // Length of the sums that are summed, in chunks of kProjectionDepth.
   GeneratorParam<int> sum_chunks{"sum_chunks", 8};
 
@@ -70,6 +68,11 @@ class Projection : public Generator<Projection> {
     for (int d = 0; d < 3; d++) x.dim(d).set_min(0), addend.dim(d).set_min(0);
     bias.dim(0).set_min(0);
     for (int d = 0; d < 2; d++) out.dim(d).set_min(0);
+  }
+
+  schedules::TuningSpace tuning_space() const override {
+    if (on_tiles()) return {};  // sizes of tiles are the machine's
+    return schedules::projection_tuning_space(get_target());
   }
 
   void schedule() {

@@ -10,9 +10,10 @@ namespace posattn {
 
 using namespace Halide;
 
-class Rotary : public Generator<Rotary> {
+class Rotary : public Generator<Rotary>, public schedules::Tunable {
  public:
   GeneratorParam<Type> type{"type", Float(32)};
+  GeneratorParam<int> task_rows{"task_rows", schedules::kRotaryTaskRows};
 
   Input<Buffer<void, 4>> x{"x"};  // (d, token, head, batch)
   // (pair, token, batch), strides of 0 allowed. Cosines of +infinity: the token is copied, bit for bit.
@@ -64,11 +65,15 @@ class Rotary : public Generator<Rotary> {
     f.vars = {d, token, head, batch};
   }
 
+  schedules::TuningSpace tuning_space() const override {
+    return schedules::rotary_tuning_space(schedules::machine(get_target()));
+  }
+
   void schedule() {
     if (get_target().has_gpu_feature()) {
       schedules::schedule_rotary_cuda(f);
     } else {
-      schedules::schedule_rotary(f, schedules::machine(get_target()));
+      schedules::schedule_rotary(f, schedules::machine(get_target()), task_rows);
     }
   }
 

@@ -3,15 +3,16 @@
 // queries times keys.
 #include "generators/scores.h"
 #include "generators/storage.h"
+#include "schedules/tuning_space.h"
 
 namespace posattn {
 
 using namespace Halide;
 
-class AttentionWeights : public ScoreGenerator<AttentionWeights> {
+class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedules::Tunable {
  public:
-  GeneratorParam<int> key_block{"key_block", 256};
-  GeneratorParam<int> query_block{"query_block", 8};
+  GeneratorParam<int> key_block{"key_block", kKeyBlock};
+  GeneratorParam<int> query_block{"query_block", kQueryBlock};
 
   // Heads that are averaged: 1 for the weights of each head, all of them for their mean.
   Input<int> mean_of{"mean_of"};
@@ -101,6 +102,15 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
     declare_layout(tiling);
   }
 
+  schedules::TuningSpace tuning_space() const override {
+    const int key_lanes = schedules::machine(get_target()).key_lanes;
+    schedules::TuningSpace space;
+    space.parameters = {{"key_block", kKeyBlock, 2 * key_lanes, 1024, key_lanes},
+                        {"query_block", kQueryBlock, 1, 32}};
+    space.shapes = {{"any", 0, 0, {{{"heads", 4}, {"queries", 256}}, {{"heads", 1}, {"queries", 1024}}}}};
+    return space;
+  }
+
   void schedule() {
     if (get_target().has_gpu_feature()) return schedule_cuda();
     const int lanes = schedules::machine(get_target()).lanes,
@@ -132,6 +142,8 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights> {
   }
 
  private:
+  static constexpr int kKeyBlock = 256, kQueryBlock = 8;
+
   // A thread has one key of one row, and loops over heads for their mean.
   void schedule_cuda() {
     Var ko("ko"), ki("ki"), ro("ro"), ri("ri"), heads("heads"), parts("parts");

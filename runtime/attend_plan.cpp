@@ -103,6 +103,8 @@ class Finder {
     query.kind = kind;
     query.type = problem_.type;
     query.target = target_;
+    query.queries = problem_.shape.queries;
+    query.keys = problem_.shape.keys;
     return query;
   }
   const Kernel *found(const KernelQuery &query) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <set>
@@ -144,7 +145,19 @@ const Index &kernel_index() {
   return *index;
 }
 
-int count_bits(uint64_t bits) { return __builtin_popcountll(bits); }
+std::atomic<const KernelInfo *> preferred_kernel{nullptr};
+
+bool takes(const KernelInfo &info, const KernelQuery &query) {
+  return (info.max_queries == 0 || query.queries <= info.max_queries) &&
+         (info.max_keys == 0 || query.keys <= info.max_keys);
+}
+
+// Of kernels that serve a call, the one of the lowest rank is taken.
+std::array<int64_t, 4> rank(const Kernel &kernel, uint64_t extra_branches) {
+  const auto limit = [](int32_t most) { return most == 0 ? std::numeric_limits<int64_t>::max() : most; };
+  return {__builtin_popcountll(extra_branches), kernel.info->head_dim, limit(kernel.info->max_queries),
+          limit(kernel.info->max_keys)};
+}
 
 }  // namespace
 
@@ -177,6 +190,7 @@ const Kernel *find_kernel(const KernelQuery &query) {
     if (bit < 0) return nullptr;
     wanted |= uint64_t{1} << bit;
   }
+  const KernelInfo *preferred = preferred_kernel.load(std::memory_order_relaxed);
   const Kernel *best = nullptr;
   for (const Kernel &kernel : *candidates) {
     const uint64_t extra = kernel.branches & ~wanted;
@@ -184,14 +198,14 @@ const Kernel *find_kernel(const KernelQuery &query) {
     const int64_t head_dim = kernel.info->head_dim;
     if (head_dim != 0 && (query.exact_head_dim ? head_dim != query.head_dim : head_dim < query.head_dim))
       continue;
-    if (best) {
-      const int extras = count_bits(extra), best_extras = count_bits(best->branches & ~wanted);
-      if (extras > best_extras || (extras == best_extras && head_dim >= best->info->head_dim)) continue;
-    }
-    best = &kernel;
+    if (kernel.info == preferred) return &kernel;
+    if (!takes(*kernel.info, query)) continue;
+    if (!best || rank(kernel, extra) < rank(*best, best->branches & ~wanted)) best = &kernel;
   }
   return best;
 }
+
+void prefer_kernel(const KernelInfo *kernel) { preferred_kernel = kernel; }
 
 void fail_no_kernel(const KernelQuery &query) {
   std::map<std::string, std::set<std::string>> linked;  // "alibi, head_dim 64, f32" -> targets

@@ -21,9 +21,11 @@ struct KernelInfo {
   int64_t size;          // bytes of its object file
   int (*call)(void **arguments);
   const halide_filter_metadata_t *(*metadata)();
+  // The shapes that its schedule was tuned for: calls of at most so many queries (or rows) and keys; 0: any.
+  int32_t max_queries = 0, max_keys = 0;
 };
 
-// Called by generated code at static-initialisation time.
+// Called by generated code at static-initialisation time, and by programs that load kernels later.
 struct KernelTable {
   KernelTable(const KernelInfo *kernels, int count);
 };

@@ -24,6 +24,62 @@ AttentionTiles attention_tiles(const Machine &machine, int head_dim, bool decode
   return {head_dim, 8, 8, 256, rows, channels(registers / rows), channels(registers)};
 }
 
+TuningSpace attention_tuning_space(const Machine &machine, int head_dim, bool decode) {
+  const AttentionTiles hand = attention_tiles(machine, head_dim, decode);
+  const int lanes = machine.lanes, key_lanes = machine.key_lanes, most_rows = registers(machine) / 2;
+  TuningSpace space;
+  space.parameters = {{"key_block", hand.key_block, 2 * key_lanes, 1024, key_lanes},
+                      {"tile_rows", hand.rows, 1, decode ? hand.query_block : most_rows},
+                      {"tile_channels", hand.channels, lanes, std::min(head_dim, 8 * lanes), lanes}};
+  if (decode) {
+    const int widest = std::min(head_dim, (registers(machine) - 4) * lanes);
+    space.parameters.push_back({"single_row_channels", hand.single_row_channels, lanes, widest, lanes});
+    space.shapes = {{"short", 0, 2048, {{{"heads", 32}, {"keys", 256}}, {{"heads", 16}, {"keys", 1024}}}},
+                    {"long", 0, 0, {{{"heads", 8}, {"keys", 4096}}, {{"heads", 8}, {"keys", 16384}}}}};
+  } else {
+    // Tiles are computed whole, and a block holds no more rows than it says.
+    space.parameters.push_back({"row_chunk", hand.row_chunk, 1, 16, 1, "tile_rows"});
+    space.parameters.push_back({"query_block", hand.query_block, 1, 4, 1, "row_chunk"});
+    space.shapes = {{"short",
+                     256,
+                     256,
+                     {{{"heads", 8}, {"queries", 128}}, {{"heads", 4}, {"queries", 256}, {"causal", 1}}}},
+                    {"long",
+                     0,
+                     0,
+                     {{{"heads", 2}, {"queries", 1024}}, {{"heads", 1}, {"queries", 2048}, {"causal", 1}}}}};
+  }
+  space.infeasible = [=](const TuningPoint &point) -> std::string {
+    const int rows = point.at("tile_rows"), channels = point.at("tile_channels");
+    const int query_block = decode ? hand.query_block : point.at("query_block");
+    const int row_chunk = decode ? hand.row_chunk : point.at("row_chunk"), key_block = point.at("key_block");
+    if (key_block % key_lanes != 0) return "key_block is no multiple of " + std::to_string(key_lanes);
+    if (head_dim % channels != 0 || channels % lanes != 0)
+      return "tile_channels does not divide the head dimension";
+    if (decode) {
+      const int single = point.at("single_row_channels");
+      if (head_dim % single != 0 || single % lanes != 0)
+        return "single_row_channels does not divide the head dimension";
+    }
+    if (query_block % row_chunk != 0) return "row_chunk does not divide query_block";
+    if (row_chunk % rows != 0) return "tile_rows does not divide row_chunk";
+    constexpr int kMostRows = 192;  // of a task: fewer tasks than threads would be left
+    if (query_block > kMostRows) return "query_block is more than " + std::to_string(kMostRows);
+    std::string reason =
+        too_many_registers("the tile of scores", rows, key_lanes / lanes, registers(machine));
+    if (reason.empty())
+      reason = too_many_registers("the tile of weighted values", rows, channels / lanes, registers(machine));
+    // Scores and weights of a block, and the query, the output of a block and the state.
+    const int bytes = 4 * (2 * row_chunk * key_block + 3 * query_block * head_dim);
+    constexpr int kMostBytes = 1 << 19;
+    if (reason.empty() && bytes > kMostBytes)
+      reason =
+          "a task needs " + std::to_string(bytes >> 10) + " of " + std::to_string(kMostBytes >> 10) + " KiB";
+    return reason;
+  };
+  return space;
+}
+
 void schedule_attention(AttentionFuncs &f, const Machine &machine, const AttentionTiles &tiles) {
   const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
   const int D = tiles.head_dim, lanes = machine.lanes, key_lanes = machine.key_lanes, rows = tiles.rows;

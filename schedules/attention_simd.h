@@ -5,6 +5,7 @@
 
 #include "Halide.h"
 #include "schedules/machine.h"
+#include "schedules/tuning_space.h"
 
 namespace posattn::schedules {
 
@@ -37,6 +38,7 @@ struct AttentionTiles {
   int single_row_channels;  // the same where there is but one row; 0: no code of its own for that
 };
 AttentionTiles attention_tiles(const Machine &machine, int head_dim, bool decode);
+TuningSpace attention_tuning_space(const Machine &machine, int head_dim, bool decode);
 
 void schedule_attention(AttentionFuncs &f, const Machine &machine, const AttentionTiles &tiles);
 

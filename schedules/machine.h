@@ -15,6 +15,9 @@ struct Machine {
   bool amx;   // matrix products in bfloat16 on AMX tiles
 };
 
+// Vector registers of the instruction set.
+inline int registers(const Machine &machine) { return machine.lanes == 16 ? 32 : 16; }
+
 // 12 x 2 accumulators of 32 zmm, 6 x 2 of 16 ymm, 4 x 2 of 16 xmm. On AVX-512, 8 x 32, 4 x 64 and 6 x 64 were
 // the same within noise.
 inline Machine machine(const Halide::Target &target) {

@@ -60,6 +60,27 @@ void schedule_case(Stage stage, Func out, ProjectionFuncs &f, const Expr &has_ad
 
 }  // namespace
 
+TuningSpace projection_tuning_space(const Target &target) {
+  const ProjectionTile hand = projection_tile(target);
+  const Machine m = machine(target);
+  TuningSpace space;
+  space.parameters = {{"tile_rows", hand.rows, 2, registers(m) / 2},
+                      {"panel", hand.features, m.lanes, 8 * m.lanes, m.lanes},
+                      {"block_rows", kProjectionBlockRows, 16, 256, 8},
+                      {"span_panels", kProjectionSpanPanels, 1, 16}};
+  // One class: weights are packed in panels before anybody knows how many rows there will be.
+  space.shapes = {{"any",
+                   0,
+                   0,
+                   {{{"rows", 512}, {"features", 768}},
+                    {{"rows", 48}, {"features", 768}},
+                    {{"rows", 1}, {"features", 1024}}}}};
+  space.infeasible = [=](const TuningPoint &point) {
+    return too_many_registers("the tile", point.at("tile_rows"), point.at("panel") / m.lanes, registers(m));
+  };
+  return space;
+}
+
 void schedule_projection(Func out, const std::vector<ProjectionCase> &cases, const Expr &has_addend,
                          const ProjectionVars &vars, const Machine &machine, Pipeline pipeline) {
   std::vector<lowering::TileMatmul> matmuls;

@@ -6,6 +6,7 @@
 
 #include "Halide.h"
 #include "schedules/machine.h"
+#include "schedules/tuning_space.h"
 
 namespace posattn::schedules {
 
@@ -59,6 +60,13 @@ struct ProjectionCase {
   Halide::Expr condition;
   ProjectionFuncs &funcs;
 };
+
+// Rows of a task at most: they stay in the second-level cache while the panels pass by.
+constexpr int kProjectionBlockRows = 96;
+// Panels whose results go out together.
+constexpr int kProjectionSpanPanels = 6;
+
+TuningSpace projection_tuning_space(const Halide::Target &target);
 
 void schedule_projection(Halide::Func out, const std::vector<ProjectionCase> &cases,
                          const Halide::Expr &has_addend, const ProjectionVars &vars, const Machine &machine,

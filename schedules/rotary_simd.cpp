@@ -4,16 +4,22 @@ namespace posattn::schedules {
 
 using namespace Halide;
 
-void schedule_rotary(RotaryFuncs &f, const Machine &machine) {
+TuningSpace rotary_tuning_space(const Machine &) {
+  TuningSpace space;
+  space.parameters = {{"task_rows", kRotaryTaskRows, 16, 512, 16}};
+  space.shapes = {{"any", 0, 0, {{{"heads", 8}, {"queries", 512}}}}};
+  return space;
+}
+
+void schedule_rotary(RotaryFuncs &f, const Machine &machine, int task_rows) {
   const auto &[d, token, head, batch] = f.vars;
   Var row("row"), rows("rows"), task("task");
   RVar out("out"), in("in");
-  // A task's start costs about as much as 64 tokens of a head, or one token of 64 heads.
   const auto tasks = [&, &token = token, &head = head, &batch = batch](Stage stage) {
     // Each element is written once, which Halide cannot see where pairs come from a reduction domain.
     stage.allow_race_conditions()
         .fuse(token, head, row)
-        .split(row, rows, row, 64, TailStrategy::GuardWithIf)
+        .split(row, rows, row, task_rows, TailStrategy::GuardWithIf)
         .fuse(rows, batch, task)
         .parallel(task);
   };

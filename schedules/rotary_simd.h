@@ -3,6 +3,7 @@
 
 #include "Halide.h"
 #include "schedules/machine.h"
+#include "schedules/tuning_space.h"
 
 namespace posattn::schedules {
 
@@ -16,6 +17,12 @@ struct RotaryFuncs {
   Halide::RDom rest;             // beyond the pairs
 };
 
-void schedule_rotary(RotaryFuncs &f, const Machine &machine);
+// Rows of a task: its start costs about as much as 64 tokens of a head, or one token of 64 heads.
+constexpr int kRotaryTaskRows = 64;
+
+TuningSpace rotary_tuning_space(const Machine &machine);
+
+// A row is a token of a head.
+void schedule_rotary(RotaryFuncs &f, const Machine &machine, int task_rows);
 
 }  // namespace posattn::schedules

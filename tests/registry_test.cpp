@@ -73,8 +73,14 @@ const KernelInfo kKernels[] = {
     {"fake", "mine+relative", 32, "f32", best_target(), 1, call, metadata},
     {"fake", "mine", 256, "f32", best_target(), 1, call, metadata},
     {"fake", "none", 64, "bf16", "a target of the future", 1, call, metadata},
+    // Tuned for shapes; in no order.
+    {"shaped", "none", 64, "f32", best_target(), 1, call, metadata, 256, 256},
+    {"shaped", "none", 64, "f32", best_target(), 1, call, metadata},
+    {"shaped", "none", 64, "f32", best_target(), 1, call, metadata, 0, 2048},
+    {"shaped", "none", 64, "f32", best_target(), 1, call, metadata, 16, 256},
+    {"shaped", "none", 128, "f32", best_target(), 1, call, metadata, 16, 16},
 };
-const KernelTable kTable(kKernels, 7);
+const KernelTable kTable(kKernels, sizeof(kKernels) / sizeof(kKernels[0]));
 
 KernelQuery query_for(int64_t head_dim, std::initializer_list<const char *> branches = {}) {
   KernelQuery query;
@@ -113,6 +119,43 @@ TEST(Registry, FindsTheSmallestThatServes) {
   EXPECT_EQ(found(other), "nothing");
   other.type = DType::i32;
   EXPECT_EQ(found(other), "nothing");
+}
+
+std::string shape_found(int64_t queries, int64_t keys, int64_t head_dim = 64) {
+  KernelQuery query = query_for(head_dim);
+  query.kind = "shaped";
+  query.queries = queries, query.keys = keys;
+  const Kernel *kernel = find_kernel(query);
+  if (!kernel) return "nothing";
+  return std::to_string(kernel->info->head_dim) + ": " + std::to_string(kernel->info->max_queries) + " x " +
+         std::to_string(kernel->info->max_keys);
+}
+
+TEST(Registry, TakesWhatIsTunedForTheShape) {
+  EXPECT_EQ(shape_found(16, 256), "64: 16 x 256");
+  EXPECT_EQ(shape_found(17, 256), "64: 256 x 256");
+  EXPECT_EQ(shape_found(256, 256), "64: 256 x 256");
+  EXPECT_EQ(shape_found(16, 257), "64: 0 x 2048");
+  EXPECT_EQ(shape_found(5000, 2048), "64: 0 x 2048");
+  EXPECT_EQ(shape_found(1, 2049), "64: 0 x 0");
+  EXPECT_EQ(shape_found(1, 1, 65), "128: 16 x 16");
+  EXPECT_EQ(shape_found(17, 1, 65), "nothing");  // whoever tunes for a shape compiles a kernel for all others
+}
+
+TEST(Registry, ThePreferredKernelServesAllShapes) {
+  KernelQuery query = query_for(64);
+  query.kind = "shaped";
+  query.queries = query.keys = 1000;
+  for (const KernelInfo &kernel : kKernels) {
+    if (kernel.kind != std::string("shaped") || kernel.head_dim != 64) continue;
+    prefer_kernel(&kernel);
+    EXPECT_EQ(find_kernel(query)->info, &kernel);
+    query.head_dim = 65;  // which it cannot serve
+    EXPECT_EQ(find_kernel(query), nullptr);
+    query.head_dim = 64;
+  }
+  prefer_kernel(nullptr);
+  EXPECT_EQ(shape_found(1000, 1000), "64: 0 x 2048");
 }
 
 TEST(Registry, AMissingKernelNamesWhatThereIs) {

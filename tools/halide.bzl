@@ -9,7 +9,7 @@ def halide_program(name, deps = [], **kwargs):
         name = name,
         # `bazel build //...` shall not build it once more for the target platform.
         tags = ["manual"],
-        deps = deps + [Label("@halide//:gengen")],
+        deps = deps + [Label("//generators:main")],
         **kwargs
     )
 

@@ -1,6 +1,7 @@
 """Writes the C++ table of a kernel library: kernel_registry.py MANIFEST.tsv OUT.cpp.
 
-Each line of the manifest: symbol, kind, branches, head_dim, type, target, path of the kernel's static library.
+Each line of the manifest: symbol, kind, branches, head_dim, type, target, most queries and most keys of the calls that
+it is for (0: any), path of the kernel's static library.
 """
 
 import csv
@@ -36,10 +37,10 @@ def main():
         lines.append(f"int {symbol}_argv(void **);")
         lines.append(f"const halide_filter_metadata_t *{symbol}_metadata();")
     lines += ["}", "", "static const posattn::KernelInfo kernels[] = {"]
-    for symbol, kind, branches, head_dim, type_, target, archive in kernels:
+    for symbol, kind, branches, head_dim, type_, target, max_queries, max_keys, archive in kernels:
         lines.append(
             f'    {{"{kind}", "{branches}", {head_dim}, "{type_}", "{target}", {object_size(archive)}, '
-            f"{symbol}_argv, {symbol}_metadata}},"
+            f"{symbol}_argv, {symbol}_metadata, {max_queries}, {max_keys}}},"
         )
     lines += ["};", f"static const posattn::KernelTable table(kernels, {len(kernels)});", ""]
     with open(out, "w") as file:

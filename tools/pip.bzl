@@ -42,3 +42,36 @@ def pip_install(rctx, distribution, version, sha256, python_version = "3.12"):
     if install.return_code:
         fail("pip could not install {}:\n{}{}".format(requirement, install.stdout, install.stderr))
     return rctx.path("wheel")
+
+def _python_packages_impl(rctx):
+    python = rctx.which("python3") or rctx.which("python")
+    if not python:
+        fail("Python packages are needed: install python3 and pip.")
+
+    # The program itself, where that is a script which looks for one.
+    python = rctx.execute([python, "-c", "import sys; print(sys.executable)"]).stdout.strip()
+    rctx.report_progress("Fetching Python packages")
+    install = rctx.execute(
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--require-hashes",
+            "--requirement=%s" % rctx.path(rctx.attr.requirements),
+            "--target=packages",
+            "--only-binary=:all:",
+            "--disable-pip-version-check",
+        ],
+        timeout = 1800,
+    )
+    if install.return_code:
+        fail("pip could not install the packages:\n{}{}".format(install.stdout, install.stderr))
+    rctx.symlink(python, "python")
+    rctx.file("BUILD.bazel", 'exports_files(["packages", "python"], visibility = ["//visibility:public"])\n')
+
+python_packages = repository_rule(
+    implementation = _python_packages_impl,
+    doc = "A repository of a folder, `packages`, with what a requirements file pins, for the host's own `python`.",
+    attrs = {"requirements": attr.label(allow_single_file = True, mandatory = True)},
+)

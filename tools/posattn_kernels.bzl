@@ -1,6 +1,7 @@
 """posattn_kernels(): the manifest of the kernels that a program links."""
 
 load("@rules_cc//cc:cc_library.bzl", "cc_library")
+load("@posattn_tuned//:tuned.bzl", "TUNED")
 load(":halide.bzl", "halide_compile", "halide_program")
 
 # The machines that kernels are compiled for, best first. A program takes the first that it holds and the CPU has.
@@ -116,16 +117,50 @@ def _has_kernels(kind, type, target):
 def _program(kind, target):
     return _TENSOR_PROGRAM if target in _TENSOR_TARGETS else _KINDS[kind].program
 
+# What the tuner calls the generators with.
+KERNEL_FEATURES = _FEATURES
+KERNEL_KINDS = _KINDS
+
 def _normal(branch_set):
     """'t5+alibi' -> 'alibi+t5', which is how the runtime looks a set up."""
     return "+".join(sorted(branch_set.split("+")))
 
-def _manifest(kinds, branches, head_dims, types, targets):
-    """One struct a kernel: kind, branches, head_dim, type, target."""
+def _variants(tuned, kind, head_dim, type, target):
+    """Of one kernel: what it is compiled as, for the calls of each shape class that was tuned, and for all others.
+
+    All sets of branches share them: that a table of zeros changes no bit holds where scores are summed alike.
+    """
+    entries = [
+        entry
+        for entry in tuned.get(target, [])
+        if entry["kind"] == kind and entry["head_dim"] == head_dim and entry["type"] == type
+    ]
+    general = [entry for entry in entries if not entry["max_queries"] and not entry["max_keys"]]
+    params = general[0]["parameters"] if general else {}
+    return [struct(max_keys = 0, max_queries = 0, params = params, shape = "")] + [
+        struct(
+            max_keys = entry["max_keys"],
+            max_queries = entry["max_queries"],
+            params = entry["parameters"],
+            shape = entry["shape"],
+        )
+        for entry in entries
+        if entry not in general and entry["parameters"] != params
+    ]
+
+def _manifest(kinds, branches, head_dims, types, targets, tuned):
+    """One struct a kernel: kind, branches, head_dim, type, target, and a variant."""
     sets = {_normal(branch_set): None for branch_set in branches}.keys()
     singles = {branch: None for branch_set in sets for branch in branch_set.split("+") if branch != "none"}.keys()
     return [
-        struct(branches = branch_set, head_dim = head_dim, kind = kind, target = target, type = type)
+        struct(
+            branches = branch_set,
+            head_dim = head_dim,
+            kind = kind,
+            target = target,
+            type = type,
+            variant = variant,
+        )
         for kind in kinds
         for branch_set in {"sets": sets, "singles": singles, None: ["none"]}[_KINDS[kind].branches]
         for head_dim in (head_dims if _KINDS[kind].head_dim else [0])
@@ -133,6 +168,7 @@ def _manifest(kinds, branches, head_dims, types, targets):
         for target in targets
         if _has_kernels(kind, type, target) and _TARGET_TYPES.get(target, types[0]) in types and
            (_KINDS[kind].types or type == _TARGET_TYPES.get(target, type))
+        for variant in _variants(tuned, kind, head_dim, type, target)
     ]
 
 def _symbol(prefix, kernel):
@@ -141,7 +177,10 @@ def _symbol(prefix, kernel):
         parts.append(kernel.branches.replace("+", "_"))
     if kernel.head_dim:
         parts.append(str(kernel.head_dim))
-    return "_".join(parts + [kernel.type, kernel.target])
+    parts += [kernel.type, kernel.target]
+    if kernel.variant.shape:
+        parts.append(kernel.variant.shape)
+    return "_".join(parts)
 
 def _params(kernel):
     kind = _KINDS[kernel.kind]
@@ -157,6 +196,7 @@ def _params(kernel):
         params.update({"card": kernel.target, "key_form": "plain"})
     elif kernel.target in CUDA_TARGETS:
         params.update(kind.cuda)
+    params.update({name: str(value) for name, value in kernel.variant.params.items()})
     return params
 
 def _kernel_archives_impl(ctx):
@@ -169,6 +209,7 @@ def _kernel_archives_impl(ctx):
         ctx.attr.head_dims,
         ctx.attr.types,
         ctx.attr.targets,
+        json.decode(ctx.attr.tuned),
     ):
         symbol = _symbol(ctx.attr.prefix, kernel)
         archive = ctx.actions.declare_file("%s/%s.a" % (ctx.label.name, symbol))
@@ -190,6 +231,8 @@ def _kernel_archives_impl(ctx):
             str(kernel.head_dim),
             kernel.type,
             kernel.target,
+            str(kernel.variant.max_queries),
+            str(kernel.variant.max_keys),
             archive.path,
         ]))
 
@@ -221,6 +264,7 @@ _kernel_archives = rule(
         "prefix": attr.string(),
         "programs": attr.label_keyed_string_dict(cfg = "exec"),
         "targets": attr.string_list(),
+        "tuned": attr.string(),
         "types": attr.string_list(),
         "_registry_tool": attr.label(allow_single_file = True, default = "//tools:kernel_registry.py"),
     },
@@ -235,6 +279,7 @@ def posattn_kernels(
         kinds = _KINDS.keys(),
         branch_deps = [],
         prefix = None,
+        tuned = TUNED,
         **kwargs):
     """A cc_library of compiled kernels, which register themselves in the program that links it.
 
@@ -250,6 +295,8 @@ def posattn_kernels(
       kinds: kinds of kernels to leave out those that the program never calls; all by default.
       branch_deps: cc_library targets (alwayslink = True) that define more branches by posattn::RegisterBranch.
       prefix: of the kernels' C symbols; it must be unique in a program. Made of the package and name by default.
+      tuned: the schedules' parameters, as of a repository that tuned_schedules() makes of an application's own files;
+        the library's own, schedules/tuned, by default. {} for those chosen by hand.
       **kwargs: passed on to cc_library, such as visibility.
     """
     known_targets = dict(TARGETS)
@@ -294,6 +341,7 @@ def posattn_kernels(
         prefix = prefix,
         programs = programs,
         targets = targets,
+        tuned = json.encode(tuned),
         types = types,
     )
 

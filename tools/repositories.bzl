@@ -3,6 +3,8 @@ them) and nothing from the network but two Python wheels."""
 
 load(":halide_sdk.bzl", "halide_sdk")
 load(":minilm_model.bzl", "minilm_model")
+load(":pip.bzl", "python_packages")
+load(":tuned_schedules.bzl", "tuned_schedules")
 
 def _files_impl(rctx):
     for path, content in rctx.attr.files.items():
@@ -36,12 +38,14 @@ def _maybe(rule, name, **kwargs):
 def posattn_repositories():
     """What the library needs."""
     _maybe(halide_sdk, "halide")
+    _maybe(tuned_schedules, "posattn_tuned")
     _libraries("nlohmann_json", {"json": []})
     _libraries("cli11", {"cli11": []})
     _bazel_itself()
 
 def posattn_test_repositories():
-    """What only its tests, benchmarks and examples need."""
+    """What only its tests, benchmarks, examples and the tuner need."""
+    _maybe(python_packages, "tune_packages", requirements = "@posattn//tools/tune:requirements.txt")
     _maybe(minilm_model, "minilm")
     _libraries("googletest", {
         "gtest": ["-lgtest", "-lpthread"],

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <memory>
 
+#include "runtime/dispatch.h"
 #include "runtime/error.h"
 #include "tools/posattn/bench_case.h"
 #include "tools/posattn/commands.h"
@@ -69,12 +70,14 @@ void run(const BenchOptions &options) {
   for (const KernelInfo *kernel : select_kernels(options.filter)) {
     if (!runs_here(*kernel)) continue;
     set_target(kernel->target);
+    prefer_kernel(kernel);  // not a variant of it that is tuned for other shapes
     const BenchWork work = make_work(*kernel, options.sizes);
     if (!work.run) continue;
     if (!timed++) print_header();
     print_result(*kernel, work, time_runs(work.run, options.seconds));
   }
   set_target("");
+  prefer_kernel(nullptr);
   if (!timed) fail("bench: no kernel that this machine runs and that is timed by itself matches");
 }
 

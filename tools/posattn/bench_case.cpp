@@ -41,12 +41,11 @@ struct Attention {
     out = Tensor(type, {sizes.batch, sizes.heads, queries, dim});
     args.query = query.view();
     args.out = out;
+    if (sizes.causal) args.causal = Causal::bottom_right;
     if (cached) {
       cache = std::make_unique<KvCache>(sizes.batch, sizes.heads, dim, dim, keys, type);
       cache->append(key.view(), value.view());
       args.cache = cache.get();
-      key = Tensor();
-      value = Tensor();
     } else {
       args.key = key.view();
       args.value = value.view();
@@ -79,6 +78,28 @@ struct Attention {
     for (size_t i = 0; i < branches.size(); ++i) args.branches.at(i) = branches[i].get();
   }
 
+  // The first and, where positions do not matter, the last rows of the first batch. A causal call that ends
+  // with row n sees the keys up to it.
+  oracle::Comparison check() const {
+    constexpr int64_t kRows = 3;
+    const int64_t rows = query.view().size(2), keys = key.view().size(2);
+    const int64_t heads = branches.empty() ? 1 : query.view().size(1);
+    const auto check_rows = [&](int64_t begin, int64_t end) {
+      AttendArgs part = args;
+      const auto some = [&](const auto &view) { return view.slice(0, 0, 1).slice(1, 0, heads); };
+      part.query = some(query.view()).slice(2, begin, end);
+      const int64_t last_key = args.causal == Causal::none ? keys : keys - rows + end;
+      part.cache = nullptr;
+      part.key = some(key.view()).slice(2, 0, last_key);
+      part.value = some(value.view()).slice(2, 0, last_key);
+      part.out = some(args.out).slice(2, begin, end);
+      if (!weights.empty()) part.weights = some(args.weights).slice(2, begin, end).slice(3, 0, last_key);
+      return oracle::compare_outputs(part);
+    };
+    const oracle::Comparison first = check_rows(0, std::min(rows, kRows));
+    return first.ok && branches.empty() && rows > kRows ? check_rows(rows - kRows, rows) : first;
+  }
+
   void run() const {
     attend(args, workspace.as<void>(),
            static_cast<size_t>(workspace.view().num_elements() * size_of(DType::f32)));
@@ -96,6 +117,7 @@ BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool
   const double row = static_cast<double>(sizes.batch * sizes.heads * keys * head_dim(kernel));
   BenchWork work;
   work.run = [call] { call->run(); };
+  work.check = [call] { return call->check(); };
   // A product is a multiplication and an addition; the weights are computed from the keys once more. Decoding
   // reads every key and value once.
   const double products = weights ? 3 : 2;
@@ -103,7 +125,7 @@ BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool
                        : 2 * products * row * static_cast<double>(queries);
   work.unit = decode ? kBytes : kOperations;
   work.sizes = heads_text(sizes) + std::to_string(queries) + "x" + std::to_string(keys) +
-               (weights ? ", attention included" : "");
+               (sizes.causal ? " causal" : "") + (weights ? ", attention included" : "");
   return work;
 }
 
@@ -145,23 +167,58 @@ BenchWork rotary_work(const KernelInfo &kernel, const BenchSizes &sizes) {
   call->rope.inv_freq = call->inv_freq.view();
   BenchWork work;
   work.run = [call] { rotate(call->rope, call->x.view(), {}, {}, call->y); };
+  work.check = [call] {
+    const std::vector<double> exact =
+        oracle::values_of(oracle::reference_rotated(call->x.to(DType::f32).view(), call->rope).view());
+    const Tensor plain = oracle::reference_rotated(call->x.view(), call->rope);
+    return oracle::compare("y", call->y.view(), exact, oracle::values_of(plain.view()));
+  };
   work.amount = static_cast<double>(call->x.view().num_elements() * size_of(type));
   work.unit = kBytes;
   work.sizes = heads_text(sizes) + std::to_string(sizes.queries) + " tokens";
   return work;
 }
 
+// The first and the last row of y = x W^T.
+oracle::Comparison check_rows(const Tensor &x, const Tensor &weight, const Tensor &y, DType type) {
+  const int64_t rows = x.view().size(0), in = x.view().size(1), out = weight.view().size(0);
+  const Tensor w32 = weight.to(DType::f32), x32 = x.to(DType::f32);
+  oracle::Comparison comparison;
+  for (const int64_t row : {int64_t{0}, rows - 1}) {
+    std::vector<double> exact;
+    Tensor plain(DType::f32, {1, out});
+    for (int64_t n = 0; n < out; ++n) {
+      double sum = 0;
+      float sum32 = 0;
+      for (int64_t k = 0; k < in; ++k) {
+        const float a = x32.as<float>()[row * in + k], b = w32.as<float>()[n * in + k];
+        sum += double{a} * double{b};
+        sum32 += a * b;
+      }
+      exact.push_back(sum);
+      plain.as<float>()[n] = sum32;
+    }
+    comparison = oracle::compare("y", y.view().slice(0, row, row + 1), exact,
+                                 oracle::values_of(plain.to(type).view()));
+    if (!comparison.ok) break;
+  }
+  return comparison;
+}
+
 BenchWork projection_work(const KernelInfo &kernel, const BenchSizes &sizes) {
   struct Projection {
-    Tensor x, y;
+    Tensor x, weight, y;
     Linear linear;
   };
   const DType type = type_of(kernel);
-  const auto call = std::make_shared<Projection>(Projection{
-      random_tensor(type, {sizes.rows, sizes.features}), Tensor(type, {sizes.rows, sizes.features}),
-      Linear(random_tensor(type, {sizes.features, sizes.features}).view(), {}, type)});
+  Tensor weight = random_tensor(type, {sizes.features, sizes.features});
+  Linear linear(weight.view(), {}, type);
+  const auto call = std::make_shared<Projection>(
+      Projection{random_tensor(type, {sizes.rows, sizes.features}), std::move(weight),
+                 Tensor(type, {sizes.rows, sizes.features}), std::move(linear)});
   BenchWork work;
   work.run = [call] { call->linear.forward(call->x.view(), call->y); };
+  work.check = [call, type] { return check_rows(call->x, call->weight, call->y, type); };
   work.amount = 2.0 * static_cast<double>(sizes.rows * sizes.features * sizes.features);
   work.unit = kOperations;
   work.sizes = std::to_string(sizes.rows) + " rows, " + std::to_string(sizes.features) + "x" +

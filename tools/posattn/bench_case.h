@@ -6,11 +6,13 @@
 #include <string>
 
 #include "runtime/kernel_registry.h"
+#include "tests/reference.h"
 
 namespace posattn::cli {
 
 struct BenchSizes {
   int64_t batch = 1, heads = 8, queries = 1024, keys = 8192, rows = 512, features = 1024;
+  bool causal = false;  // prefill
 };
 
 struct BenchWork {
@@ -18,10 +20,14 @@ struct BenchWork {
   double amount = 0;          // of one run: floating-point operations, or bytes
   const char *unit = "";      // of amount / 1e9 / second
   std::string sizes;          // for people
+  // Some of what the last run computed against float64; may be empty. What was computed is too much for all
+  // of it.
+  std::function<oracle::Comparison()> check;
 };
 
-// The target must be the current one. run is empty for a kind that is not timed by itself, because it is part
-// of the others' work.
+// The target must be the current one, and the kernel the one that the library finds, or the preferred one
+// (runtime/dispatch.h), now and whenever it runs. run is empty for a kind that is not timed by itself,
+// because it is part of the others' work.
 BenchWork make_work(const KernelInfo &kernel, const BenchSizes &sizes);
 
 }  // namespace posattn::cli

@@ -22,7 +22,7 @@ size_t rank_of(const std::string &target) {
 
 auto key_of(const KernelInfo &k) {
   return std::make_tuple(rank_of(k.target), std::string(k.kind), std::string(k.branches), std::string(k.type),
-                         k.head_dim);
+                         k.head_dim, k.max_queries, k.max_keys);
 }
 
 template <typename T>

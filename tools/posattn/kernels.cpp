@@ -27,6 +27,16 @@ std::string kilobytes(int64_t bytes) {
   return text.str();
 }
 
+// Which calls it is tuned for.
+std::string calls_of(const KernelInfo &kernel) {
+  const auto most = [](int32_t count, const char *what) {
+    return count ? "up to " + std::to_string(count) + " " + what : std::string();
+  };
+  const std::string queries = most(kernel.max_queries, "queries"), keys = most(kernel.max_keys, "keys");
+  if (queries.empty() && keys.empty()) return "all";
+  return queries + (queries.empty() || keys.empty() ? "" : ", ") + keys;
+}
+
 void print_kernels(const std::vector<const KernelInfo *> &kernels) {
   size_t width = std::string("branches").size(), kind_width = std::string("kind").size();
   for (const KernelInfo *kernel : kernels) {
@@ -34,16 +44,16 @@ void print_kernels(const std::vector<const KernelInfo *> &kernels) {
     kind_width = std::max(kind_width, std::string(kernel->kind).size());
   }
   const auto line = [&](const auto &kind, const auto &branches, const auto &head_dim, const auto &type,
-                        const auto &target, const std::string &size) {
+                        const auto &target, const std::string &size, const std::string &calls) {
     std::cout << std::left << std::setw(static_cast<int>(kind_width) + 2) << kind
               << std::setw(static_cast<int>(width) + 2) << branches << std::right << std::setw(8) << head_dim
               << "  " << std::left << std::setw(6) << type << std::setw(8) << target << std::right
-              << std::setw(12) << size << '\n';
+              << std::setw(12) << size << "  " << calls << '\n';
   };
-  line("kind", "branches", "head dim", "type", "target", "size");
+  line("kind", "branches", "head dim", "type", "target", "size", "calls");
   for (const KernelInfo *kernel : kernels)
     line(kernel->kind, kernel->branches, kernel->head_dim ? std::to_string(kernel->head_dim) : "any",
-         kernel->type, kernel->target, kilobytes(kernel->size));
+         kernel->type, kernel->target, kilobytes(kernel->size), calls_of(*kernel));
 }
 
 void print_targets(const std::map<std::string, Total> &totals, const std::string &forced) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <sstream>
 
+#include "runtime/dispatch.h"
 #include "runtime/error.h"
 #include "tools/posattn/commands.h"
 #include "tools/posattn/kernel_filter.h"
@@ -114,9 +115,11 @@ void run(const VerifyOptions &options) {
       continue;
     }
     set_target(kernel->target);
+    prefer_kernel(kernel);  // not a variant of it that is tuned for other shapes
     verify_kernel(*kernel, options, progress, counts);
   }
   set_target("");
+  prefer_kernel(nullptr);
   progress.end();
   std::cout << counts.kernels << " kernels verified with " << counts.cases
             << " cases: " << counts.kernels - counts.failed << " passed, " << counts.failed << " failed";
