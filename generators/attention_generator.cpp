@@ -189,14 +189,14 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       return Packing::half(pair[0], in_tile / words);
     };
     const auto value_channel = [&](const Expr &i) -> Expr {
-      if (is_packed()) return packing().value(*values_, i, f.rv.x, first_tile + f.rv.y, kv_head_of(head), batch);
+      if (is_packed())
+        return packing().value(*values_, i, f.rv.x, first_tile + f.rv.y, kv_head_of(head), batch);
       f.value(d, lane, tile, block, head, batch) =
           stored_value(d, tiling.key(lane, tile, block), kv_head_of(head), batch);
       return element([&](const Expr &e) { return f.value(e, f.rv.x, f.rv.y, block, head, batch); }, i);
     };
     f.weighted(d, row, block, row_block, head, batch) = 0.f;
-    f.weighted(d, row, block, row_block, head, batch) +=
-        weight_at(f.rv.x, f.rv.y) * value_channel(d);
+    f.weighted(d, row, block, row_block, head, batch) += weight_at(f.rv.x, f.rv.y) * value_channel(d);
     f.block_output(d, row, block, row_block, head, batch) = f.weighted(d, row, block, row_block, head, batch);
 
     // Blocks merge in sequence: state (maximum, sum by lanes, output in vectors of lanes).

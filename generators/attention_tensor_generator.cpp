@@ -171,6 +171,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
     Func sum("sum"), result("result");
     std::vector<Expr> sums;
+    sums.reserve(static_cast<size_t>(R));
     for (int r = 0; r < R; r++) sums.push_back(over_row(ops.get("%l" + number(r), last(of_round())), false));
     sum(of_round()) = Tuple(sums);
     result(of_round()) =
@@ -333,6 +334,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   Func with_terms(Func logit, const std::string &suffix, const Expr &block, Kind kind,
                   schedules::TensorBlockFuncs &funcs) {
     std::vector<Expr> rows;
+    rows.reserve(static_cast<size_t>(tiles_->thread_rows()));
     for (int r = 0; r < tiles_->thread_rows(); r++) rows.push_back(min(row_at(r), q.dim(1).extent() - 1));
     const ScoreRow at_row{bounded(mux_row(i, rows), q.dim(1).extent()),
                           bounded(task_.head, q.dim(2).extent()), bounded(task_.batch, q.dim(3).extent())};

@@ -97,8 +97,8 @@ class ScoreGenerator : public Halide::Generator<T> {
     // The keys that a query may see are [row_begin, row_end): causal, window and lengths.
     if (is_packed()) {
       // In the forms of packing.h, zero beyond the last key.
-      keys_ = tensor("keys", packing().element(), 5);      // (lane, d, key tile, kv_head, batch)
-      values_ = tensor("values", packing().element(), 4);  // (d, key, kv_head, batch)
+      keys_ = tensor("keys", packing().element(), 5);        // (lane, d, key tile, kv_head, batch)
+      values_ = tensor("values", packing().element(), 4);    // (d, key, kv_head, batch)
       row_begin_ = tensor("row_begin", Halide::Int(32), 2);  // (query, batch)
       row_end_ = tensor("row_end", Halide::Int(32), 2);
       return;

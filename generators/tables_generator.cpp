@@ -41,6 +41,7 @@ Expr load_any(const Expr &form, const B32 &in_32, const B16 &in_16, const std::v
               const Target &target) {
   const auto at = [&](const Expr &used) {
     std::vector<Expr> result;
+    result.reserve(index.size());
     for (const Expr &i : index) result.push_back(select(used, i, 0));
     return result;
   };

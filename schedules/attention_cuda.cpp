@@ -148,7 +148,7 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
   Func key_registers = f.key.in(f.product), query_registers = f.query.in(f.product);
   key_registers.compute_at(f.product, d_out).vectorize(d, 4).unroll(tile);
   query_registers.compute_at(f.product, d_out).vectorize(d, 4).unroll(d).unroll(row);
-  for (Func g : {f.product, key_registers, query_registers}) bounded_to_one(g);
+  for (const Func &g : {f.product, key_registers, query_registers}) bounded_to_one(g);
   for (size_t i = 0; i < f.passes.size(); i++) {
     Stage pass = f.score.update(int(i) + 1);
     if (form.decode) {
@@ -198,7 +198,7 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
 
   // Of the weighted values a lane has neighbouring channels, and loads weights four at a time.
   const int channels = D / kWarp;
-  const auto weigh = [&, &row = row, &d = d, &lane = lane](Func sums, Func consumer) {
+  const auto weigh = [&, &row = row, &d = d, &lane = lane, &tile = tile](Func sums, Func consumer) {
     consumer.split(d, dx, dv, channels);
     sums.compute_at(consumer, ro)
         .bound_extent(row, tiles.rows)

@@ -12,9 +12,9 @@ namespace posattn::schedules {
 // The stages of generators/attention_generator.cpp, by the names that they have there.
 struct AttentionFuncs {
   Halide::Func query{"query"}, range{"range"}, edge_tiles{"edge_tiles"}, key{"key"}, product{"product"},
-      score{"score"}, ordered{"ordered"}, maximum{"maximum"}, weight{"weight"}, sum{"sum"}, value{"weighted_by"},
-      weighted{"weighted"}, block_output{"block_output"}, state{"state"}, total{"total"}, inverse{"inverse"},
-      row_lse{"row_lse"}, result{"result"};
+      score{"score"}, ordered{"ordered"}, maximum{"maximum"}, weight{"weight"}, sum{"sum"},
+      value{"weighted_by"}, weighted{"weighted"}, block_output{"block_output"}, state{"state"},
+      total{"total"}, inverse{"inverse"}, row_lse{"row_lse"}, result{"result"};
   std::vector<Halide::Func> maximum_tree;
   Halide::Func out, lse;
   struct {

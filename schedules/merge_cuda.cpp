@@ -30,7 +30,7 @@ void schedule_merge_cuda(MergeFuncs &f, int head_dim) {
   };
   by_threads(f.split_lse);
   // Every thread for itself, from shared memory.
-  for (Func g : {f.maximum, f.sum, f.row_lse}) one(g).compute_at(per_row);
+  for (const Func &g : {f.maximum, f.sum, f.row_lse}) one(g).compute_at(per_row);
   by_threads(f.weight);
 
   RVar outer("outer"), inner("inner");

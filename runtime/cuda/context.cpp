@@ -38,7 +38,7 @@ ContextState &state_of(Context context) {
     Device device = 0;
     check(d.CtxGetDevice(&device), "the context's GPU");
     // Kept, if there was one: another thread may still hold it.
-    known.state.release();
+    static_cast<void>(known.state.release());
     known.id = id;
     known.state = std::make_unique<ContextState>(context, device);
   }
