@@ -48,8 +48,8 @@ class Tunable {
   virtual TuningSpace tuning_space() const = 0;
 };
 
-// Whether a register tile of rows by vectors of sums fits, with an operand that is shared by a row and one by a
-// column. Empty, or what is wrong.
+// Whether a register tile of rows by vectors of sums fits, with an operand that is shared by a row and one by
+// a column. Empty, or what is wrong.
 inline std::string too_many_registers(const std::string &tile, int rows, int vectors, int registers) {
   const int needed = rows * vectors + 2;
   if (needed <= registers) return "";
