@@ -34,7 +34,7 @@ class KeepTileConfig {
   KeepTileConfig &operator=(const KeepTileConfig &) = delete;
 
  private:
-  alignas(64) uint8_t config_[64];
+  uint8_t config_[64];  // of any alignment: stacks of sanitized code are aligned to less than a cache line
   bool kept_;
 };
 
