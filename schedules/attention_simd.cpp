@@ -47,7 +47,9 @@ TuningSpace attention_tuning_space(const Machine &machine, int head_dim, bool de
                     {"long",
                      0,
                      0,
-                     {{{"heads", 2}, {"queries", 1024}}, {{"heads", 1}, {"queries", 2048}, {"causal", 1}}}}};
+                     {{{"heads", 2}, {"queries", 1024}},
+                      {{"heads", 1}, {"queries", 2048}, {"causal", 1}},
+                      {{"heads", 1}, {"queries", 256}, {"keys", 8192}}}}};
   }
   space.infeasible = [=](const TuningPoint &point) -> std::string {
     const int rows = point.at("tile_rows"), channels = point.at("tile_channels");

@@ -141,20 +141,22 @@ class Search:
     def _measure(self, trial, point, results):
         """(outcome, ratios), from records where there are some."""
         built, ratios = None, []
-        for index in range(len(self._subject.shape["timed"])):
-            record = results.failure(point) or results.of(point, index)
-            if record is None:
-                built = built or self._workbench.build(point)
-                if built is None:
-                    return "build failed", ratios
-                record = self._workbench.measure(point, built, index)
-            if record["outcome"] != "ok":
-                self._progress.say(f"{record['outcome']}: {record.get('detail', '')[:300]}")
-                return record["outcome"], ratios
-            ratios.append(record["ratio"])
-            trial.report(record["ratio"], index)
-            if index + 1 < len(self._subject.shape["timed"]) and trial.should_prune():
-                return "pruned", ratios
-        if built:
-            built[0].unlink()
-        return "ok", ratios
+        try:
+            for index in range(len(self._subject.shape["timed"])):
+                record = results.failure(point) or results.of(point, index)
+                if record is None:
+                    built = built or self._workbench.build(point)
+                    if built is None:
+                        return "build failed", ratios
+                    record = self._workbench.measure(point, built, index)
+                if record["outcome"] != "ok":
+                    self._progress.say(f"{record['outcome']}: {record.get('detail', '')[:300]}")
+                    return record["outcome"], ratios
+                ratios.append(record["ratio"])
+                trial.report(record["ratio"], index)
+                if index + 1 < len(self._subject.shape["timed"]) and trial.should_prune():
+                    return "pruned", ratios
+            return "ok", ratios
+        finally:
+            if built:
+                built[0].unlink()
