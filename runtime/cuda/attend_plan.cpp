@@ -46,6 +46,7 @@ class Finder {
     KernelQuery query = any("decode");
     query.branches = branches;
     query.head_dim = std::max(shape.head_dim, shape.value_dim);
+    query.queries = shape.queries, query.keys = shape.keys;
     if (alignment.words && shape.queries * problem_.group <= kMostDecodeRows) {
       out.attention = look(query);
       if (out.attention) {
