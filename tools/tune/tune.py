@@ -197,8 +197,12 @@ def _bundle(session):
 
     args = session.args
     options = measuring.Options(args.seconds, args.timeout, args.give_up)
+    subjects = [
+        (subject, generator, records.Results(subject, session.read(subject)))
+        for subject, generator in session.subjects()
+    ]
     count = bundle.write(
-        _path(args.folder), session.manifest, list(session.subjects()), args.candidates, args.seed, options, _say
+        _path(args.folder), session.manifest, subjects, args.candidates, args.seed, options, _say
     )
     print(f"{count} measurements in {args.folder}: run.sh there makes records.jsonl, which `collect` takes in")
 
