@@ -23,12 +23,9 @@ KernelBuffer unused(DType type, int dimensions) {
 }
 
 // Every tensor of one range of batches and queries. Dimensions that all batches or queries share have step 0.
-struct Buffers {
+struct Buffers : ResultBuffers {
   KernelBuffer q, keys, values, row_begin, row_end, key_bias, add, dense, keep;
   KernelBuffer q_positions, q_positions_low, k_positions, k_positions_low;
-  KernelBuffer out, lse;                  // of attention
-  KernelBuffer partial_out, partial_lse;  // of attention, when merge writes out and lse
-  KernelBuffer weights;
   int64_t first_query = 0;
 
   template <typename Visit>
@@ -161,6 +158,7 @@ class Attend {
   Buffers whole() const {
     const int64_t B = shape_.batch, Hq = shape_.query_heads, Hkv = shape_.kv_heads, Tq = shape_.queries;
     Buffers all;
+    static_cast<ResultBuffers &>(all) = result_buffers(args_, shape_, plan_.kernels.decode, plan_);
     all.q = plan_.q_rotated ? dense(plan_.q_rotated, shape_.head_dim, Tq, Hq) : kernel_buffer(args_.query);
     const PackedLayout &layout = plan_.layout;
     const int64_t head_size = plan_.blocks * layout.tile_size();
@@ -194,24 +192,6 @@ class Attend {
       all.q_positions_low = positions(plan_.q_positions.low, Tq);
       all.k_positions = positions(plan_.k_positions.high, shape_.keys);
       all.k_positions_low = positions(plan_.k_positions.low, shape_.keys);
-    }
-    all.out = kernel_buffer(args_.out);
-    all.lse = KernelBuffer(plan_.lse, DType::f32).dim(Tq, 1).dim(Hq, Tq).dim(B, Hq * Tq);
-    if (!args_.lse.empty()) all.lse = kernel_buffer(args_.lse);
-    if (plan_.kernels.decode) {
-      const int64_t rows = Tq * plan_.row_heads, Dv = shape_.value_dim, S = plan_.splits;
-      all.partial_out =
-          KernelBuffer(plan_.partial_out, DType::f32).dim(Dv, 1).dim(rows, Dv).dim(S, Dv * rows);
-      all.partial_out.dim(Hkv, Dv * rows * S).dim(B, Dv * rows * S * Hkv);
-      all.partial_lse = KernelBuffer(plan_.partial_lse, DType::f32).dim(rows, 1).dim(S, rows);
-      all.partial_lse.dim(Hkv, rows * S).dim(B, rows * S * Hkv);
-    }
-    if (args_.need_weights == Weights::heads) all.weights = kernel_buffer(args_.weights);
-    if (args_.need_weights == Weights::mean) {
-      const KernelBuffer mean = kernel_buffer(args_.weights);
-      all.weights =
-          KernelBuffer(mean.data, mean.type).dim(mean.extent[0], 1).dim(mean.extent[1], mean.stride[1]);
-      all.weights.dim(1, 0).dim(mean.extent[2], mean.stride[2]);
     }
     return all;
   }
@@ -351,12 +331,7 @@ class Attend {
       call.set("out", all.partial_out).set("lse", all.partial_lse).run();
       return;
     }
-    const KernelBuffer &o = all.out, &l = all.lse;
-    KernelBuffer out(o.data, o.type), lse(l.data, l.type);
-    out.dim(o.extent[0], 1).dim(o.extent[1], o.stride[1]).dim(1, 0).dim(o.extent[2], o.stride[2]);
-    out.dim(o.extent[3], o.stride[3]);
-    lse.dim(l.extent[0], 1).dim(1, 0).dim(l.extent[1], l.stride[1]).dim(l.extent[2], l.stride[2]);
-    call.set("out", out).set("lse", lse).run();
+    call.set("out", with_one_split(all.out, 2)).set("lse", with_one_split(all.lse, 1)).run();
   }
 
   void call_merge(const Buffers &all) const {
@@ -401,11 +376,6 @@ void attend_to_nothing(const AttendArgs &args) {
                   kMinusInfinity);
     }
   }
-}
-
-bool default_positions(const AttendArgs &args) {
-  return args.q_positions.empty() && args.k_positions.empty() && args.q_position_mask.empty() &&
-         args.k_position_mask.empty();
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "runtime/attend_plan.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "runtime/cpu.h"
 #include "runtime/error.h"
@@ -10,8 +9,6 @@
 namespace posattn {
 namespace {
 
-// Up to so many rows of a key head the decode kernel is used.
-constexpr int64_t kMostDecodeRows = 8;
 // Keys are split until there are about so many tasks: a fixed number, so that results do not depend on
 // threads.
 constexpr int64_t kDecodeTasks = 64;
@@ -20,21 +17,11 @@ constexpr int64_t kDecodeKeyBlock = 256;
 constexpr int64_t kMaskChunkElements = int64_t{1} << 22;
 constexpr int64_t kFewestChunkQueries = 64;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t product(std::initializer_list<int64_t> factors) {
-  int64_t result = 1;
-  for (int64_t factor : factors) result = checked_product(result, factor, "workspace");
-  return result;
-}
-
-bool is_available(const Kernel &offsets) { return offsets.find("unavailable") < 0; }
-
-// Finds kernels of one target and remembers the first that is missing.
-class Finder {
+// Finds kernels of one target.
+class Finder : public KernelFinder {
  public:
   Finder(const AttendArgs &args, const AttendProblem &problem, int target, KernelQuery &missing)
-      : args_(args), problem_(problem), target_(target), missing_(missing) {}
+      : KernelFinder(args, problem, missing), target_(target) {}
 
   bool find(bool tabulated, AttendKernels &out) {
     out = AttendKernels();
@@ -42,26 +29,14 @@ class Finder {
     out.tabulated = tabulated && problem_.branches.size > 0;
     // Kernels add a table to the product as they store it: too early for a softcap.
     if (out.tabulated && args_.softcap > 0) return false;
-    const BranchSet none, &branches = out.tabulated ? none : problem_.branches;
     const AttendShape &shape = problem_.shape;
 
-    KernelQuery query = any("decode");
-    query.branches = branches;
-    query.head_dim = std::max(shape.head_dim, shape.value_dim);
+    KernelQuery query = attention("decode", out.tabulated);
     if (args_.cache) {
       query.head_dim = args_.cache->layout().head_dim;
       query.exact_head_dim = true;
     }
-    if (shape.queries == 1 || shape.queries * problem_.group <= kMostDecodeRows) {
-      out.attention = find_kernel(query);
-      if (out.attention) {
-        KernelQuery merge = any("merge");
-        merge.head_dim = out.attention->info->head_dim;
-        merge.exact_head_dim = true;
-        out.merge = find_kernel(merge);
-      }
-      out.decode = out.attention && out.merge;
-    }
+    if (shape.queries == 1 || shape.queries * problem_.group <= kMostDecodeRows) find_decode(query, out);
     if (!out.decode) {
       query.kind = "prefill";
       out.attention = found(query);
@@ -78,45 +53,16 @@ class Finder {
       if (!out.pack_keys || !out.pack_values) return false;
     }
     if (args_.rope && !(out.rotary = found(any("rotary")))) return false;
-    if (args_.need_weights != Weights::none) {
-      KernelQuery weights = any("weights");
-      weights.branches = branches;
-      if (!(out.weights = found(weights))) return false;
-    }
-    for (int i = 0; out.tabulated && i < problem_.branches.size; ++i) {
-      KernelQuery offsets = any("offsets");
-      offsets.type = DType::f32;
-      offsets.branches.add(problem_.branches.names[i]);
-      out.offsets[i] = found(offsets);
-      // A table of one branch holds nothing but that branch.
-      if (!out.offsets[i] || !is_available(*out.offsets[i]) ||
-          std::strcmp(out.offsets[i]->info->branches, problem_.branches.names[i]) != 0) {
-        return false;
-      }
-    }
-    return true;
+    return find_weights(out) && find_offsets(out);
   }
 
  private:
-  KernelQuery any(const char *kind) const {
-    KernelQuery query;
-    query.kind = kind;
-    query.type = problem_.type;
+  const Kernel *look(KernelQuery &query) const override {
     query.target = target_;
-    query.queries = problem_.shape.queries;
-    query.keys = problem_.shape.keys;
-    return query;
-  }
-  const Kernel *found(const KernelQuery &query) {
-    const Kernel *kernel = find_kernel(query);
-    if (!kernel && !missing_.kind) missing_ = query;
-    return kernel;
+    return find_kernel(query);
   }
 
-  const AttendArgs &args_;
-  const AttendProblem &problem_;
   int target_;
-  KernelQuery &missing_;
 };
 
 void plan_splits(const AttendProblem &problem, AttendPlan &plan) {
@@ -148,14 +94,12 @@ void plan_masks(const AttendArgs &args, const AttendShape &shape, AttendPlan &pl
   }
   const auto copy_of = [&](const AttendMask &mask) -> void * {
     if (!mask.needs_copy()) return nullptr;
-    return workspace.take_bytes(product({mask.copy_elements(plan.chunk), size_of(mask.copy_type())}));
+    return workspace.take_bytes(workspace_product({mask.copy_elements(plan.chunk), size_of(mask.copy_type())}));
   };
   plan.keep_copy = copy_of(plan.keep);
   plan.add_copy = copy_of(plan.add);
   plan.dense_copy = copy_of(plan.dense);
 }
-
-bool varies_by_batch(const TensorView &view) { return view.rank() == 2 && view.size(0) > 1; }
 
 }  // namespace
 
@@ -192,13 +136,13 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
   plan_splits(problem, plan);
 
   plan.rows_per_batch = !args.key_lengths.empty();
-  const int64_t row_count = product({shape.queries, plan.rows_per_batch ? B : 1});
+  const int64_t row_count = workspace_product({shape.queries, plan.rows_per_batch ? B : 1});
   plan.row_begin = workspace.take<int32_t>(row_count);
   plan.row_end = workspace.take<int32_t>(row_count);
   if (problem.hides_keys) {
     plan.key_masks_per_batch = !args.key_lengths.empty() || varies_by_batch(args.key_keep_mask) ||
                                varies_by_batch(args.key_block_mask) || varies_by_batch(args.key_add_mask);
-    const int64_t count = product({plan.padded_keys, plan.key_masks_per_batch ? B : 1});
+    const int64_t count = workspace_product({plan.padded_keys, plan.key_masks_per_batch ? B : 1});
     plan.visible = workspace.take<uint8_t>(count);
     if (has_key_bias(args)) plan.key_bias = workspace.take<float>(count);
   }
@@ -211,8 +155,8 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
   if (kernels.attention->branches != 0 || (kernels.weights && kernels.weights->branches != 0)) {
     const int64_t batches = plan.positions_per_batch ? B : 1;
     const auto take = [&](int64_t tokens) {
-      float *high = workspace.take<float>(product({tokens, batches}));
-      return PositionArrays{high, workspace.take<float>(product({tokens, batches}))};
+      float *high = workspace.take<float>(workspace_product({tokens, batches}));
+      return PositionArrays{high, workspace.take<float>(workspace_product({tokens, batches}))};
     };
     plan.q_positions = take(shape.queries);
     plan.k_positions = take(shape.keys);
@@ -220,7 +164,7 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
   if (kernels.tabulated) {
     plan.num_offsets = shape.queries + shape.keys - 1;
     plan.offsets_stride = plan.num_offsets + plan.layout.lanes;  // kernels read a whole tile of keys
-    const int64_t count = product({plan.offsets_stride, Hq});
+    const int64_t count = workspace_product({plan.offsets_stride, Hq});
     plan.offsets = workspace.take<float>(count);
     if (problem.branches.size > 1) plan.other_offsets = workspace.take<float>(count);
     plan.no_offsets = workspace.take<float>(plan.offsets_stride);
@@ -231,11 +175,11 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
     const int64_t pairs = args.rope->inv_freq.size(0);
     const bool q_per_batch = varies_by_batch(args.q_positions) || varies_by_batch(args.q_position_mask);
     plan.q_rotation = RotationTables::take(workspace, pairs, shape.queries, q_per_batch ? B : 1);
-    plan.q_rotated = workspace.take_bytes(product({B, Hq, shape.queries, shape.head_dim, size}));
+    plan.q_rotated = workspace.take_bytes(workspace_product({B, Hq, shape.queries, shape.head_dim, size}));
     if (!args.cache) {
       const bool k_per_batch = varies_by_batch(args.k_positions) || varies_by_batch(args.k_position_mask);
       plan.k_rotation = RotationTables::take(workspace, pairs, shape.keys, k_per_batch ? B : 1);
-      plan.k_rotated = workspace.take_bytes(product({B, Hkv, shape.keys, shape.head_dim, size}));
+      plan.k_rotated = workspace.take_bytes(workspace_product({B, Hkv, shape.keys, shape.head_dim, size}));
     }
   }
   plan.pack = args.cache == nullptr;
@@ -247,22 +191,17 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
   // otherwise go through memory: B 512, T 15, 6 heads of 128 channels. Masks that are converted are so for
   // all batches at once.
   plan.batch_group = B;
-  const int64_t batch_bytes = product({2, Hkv, plan.padded_keys, plan.layout.head_dim, size});
+  const int64_t batch_bytes = workspace_product({2, Hkv, plan.padded_keys, plan.layout.head_dim, size});
   if (plan.pack && !plan.keep.given() && !plan.add.given() && !plan.dense.given()) {
     constexpr int64_t kGroupBytes = 1 << 20;
     plan.batch_group = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(batch_bytes, 1), 1, B);
   }
   if (plan.pack || plan.clear_hidden) {
-    const int64_t bytes = product({plan.batch_group, Hkv, plan.padded_keys, plan.layout.head_dim, size});
+    const int64_t bytes = workspace_product({plan.batch_group, Hkv, plan.padded_keys, plan.layout.head_dim, size});
     plan.keys = workspace.take_bytes(bytes);
     if (!plan.values_in_place) plan.values = workspace.take_bytes(bytes);
   }
-  if (kernels.decode) {
-    const int64_t rows = product({B, Hkv, plan.splits, shape.queries, plan.row_heads});
-    plan.partial_lse = workspace.take<float>(rows);
-    plan.partial_out = workspace.take<float>(product({rows, shape.value_dim}));
-  }
-  if (args.lse.empty()) plan.lse = workspace.take<float>(product({B, Hq, shape.queries}));
+  take_results(args, problem, kernels.decode, plan, workspace);
   return plan;
 }
 

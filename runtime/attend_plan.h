@@ -1,6 +1,7 @@
 // Which kernels a call of attend() uses, and where in the workspace everything lies.
 #pragma once
 
+#include "runtime/attend_kernels.h"
 #include "runtime/attend_masks.h"
 #include "runtime/attend_problem.h"
 #include "runtime/kv_cache.h"
@@ -11,27 +12,19 @@
 
 namespace posattn {
 
-struct AttendKernels {
+struct AttendKernels : CommonKernels {
   int target = 0;
-  // Few query rows: grouped queries share a read of the keys, and the keys are split.
-  bool decode = false;
-  // The branches are shift-invariant and positions consecutive: a kernel without branches reads their sum
-  // from a table of offsets.
-  bool tabulated = false;
-  const Kernel *attention = nullptr, *merge = nullptr, *weights = nullptr, *rotary = nullptr;
   const Kernel *pack_keys = nullptr, *pack_values = nullptr;
-  const Kernel *offsets[BranchSet::kCapacity] = {};
 };
 
 // False if some kernel is not linked; `missing` is then the first that was looked for in vain.
 bool find_attend_kernels(const AttendArgs &args, const AttendProblem &problem, bool tabulated,
                          AttendKernels &kernels, KernelQuery &missing);
 
-struct AttendPlan {
+struct AttendPlan : ResultPlan {
   AttendKernels kernels;
   PackedLayout layout;
   int64_t blocks, padded_keys;  // of layout.lanes keys
-  int64_t row_heads, splits, split_blocks;
   int64_t batch_group;  // batches that are packed, then attended to, at a time
   int64_t chunk;        // queries at a time: masks that are converted are so many rows
 
@@ -51,7 +44,6 @@ struct AttendPlan {
   void *keys, *values;          // packed; with a cache, only if hidden rows must be cleared
   bool pack, clear_hidden;
   bool values_in_place;  // they lie as packed ones would
-  float *partial_out, *partial_lse, *lse;
 };
 
 // The one place that lays out the workspace.

@@ -8,7 +8,6 @@
 namespace posattn::cuda {
 namespace {
 
-constexpr int64_t kMostDecodeRows = 8;
 // Keys are split until there are about so many blocks of threads: a few for every multiprocessor of a large
 // GPU. A fixed number, so that results do not depend on the GPU's size.
 constexpr int64_t kDecodeBlocks = 528;
@@ -23,38 +22,18 @@ constexpr int64_t kKeyTile = 32;  // kernels read key biases and offsets in thes
 constexpr int64_t kTensorPad =
     256;  // tiles of kernels for tensor cores read so far beyond both ends of a table
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t product(std::initializer_list<int64_t> factors) {
-  int64_t result = 1;
-  for (int64_t factor : factors) result = checked_product(result, factor, "workspace");
-  return result;
-}
-
-class Finder {
+class Finder : public KernelFinder {
  public:
   Finder(const AttendArgs &args, const AttendProblem &problem, const TargetList &targets,
          KernelQuery &missing)
-      : args_(args), problem_(problem), targets_(targets), missing_(missing) {}
+      : KernelFinder(args, problem, missing), targets_(targets) {}
 
   bool find(bool tabulated, const Alignment &alignment, Kernels &out) {
     out = Kernels();
     out.tabulated = tabulated;
-    const BranchSet none, &branches = tabulated ? none : problem_.branches;
-    const AttendShape &shape = problem_.shape;
-
-    KernelQuery query = any("decode");
-    query.branches = branches;
-    query.head_dim = std::max(shape.head_dim, shape.value_dim);
-    query.queries = shape.queries, query.keys = shape.keys;
-    if (alignment.words && shape.queries * problem_.group <= kMostDecodeRows) {
-      out.attention = look(query);
-      if (out.attention) {
-        KernelQuery merge = any("merge");
-        merge.head_dim = shape.value_dim;
-        out.merge = look(merge);
-      }
-      out.decode = out.attention && out.merge;
+    KernelQuery query = attention("decode", tabulated);
+    if (alignment.words && problem_.shape.queries * problem_.group <= kMostDecodeRows) {
+      find_decode(query, out);
     }
     if (!out.decode) {
       out.attention = look_for_tensor_cores(query, tabulated, alignment);
@@ -65,39 +44,17 @@ class Finder {
     }
     if (args_.rope && (!(out.rotary = found(any("rotary"))) || !(out.rotation = helper("rotation"))))
       return false;
-    if (args_.need_weights != Weights::none) {
-      KernelQuery weights = any("weights");
-      weights.branches = branches;
-      if (!(out.weights = found(weights))) return false;
-    }
     if (!(out.positions = helper("positions")) || !(out.key_mask = helper("key_mask")) ||
         !(out.float_mask = helper("float_mask")) || !(out.keep_mask = helper("keep_mask"))) {
       return false;
     }
-    for (int i = 0; tabulated && i < problem_.branches.size; ++i) {
-      KernelQuery offsets = any("offsets");
-      offsets.type = DType::f32;
-      offsets.branches.add(problem_.branches.names[i]);
-      out.offsets[i] = found(offsets);
-      // A table of one branch holds nothing but that branch.
-      if (!out.offsets[i] || out.offsets[i]->find("unavailable") >= 0 ||
-          std::strcmp(out.offsets[i]->info->branches, problem_.branches.names[i]) != 0) {
-        return false;
-      }
-    }
-    return true;
+    return find_weights(out) && find_offsets(out);
   }
 
  private:
-  KernelQuery any(const char *kind) const {
-    KernelQuery query;
-    query.kind = kind;
-    query.type = problem_.type;
-    return query;
-  }
   // Of the best target that has one, but for attention on tensor cores. Those targets have nothing else, so
   // all else comes from the other one, even where one of them is forced.
-  const Kernel *look(KernelQuery &query) const {
+  const Kernel *look(KernelQuery &query) const override {
     for (int i = 0; i < targets_.size; ++i) {
       query.target = targets_.targets[i];
       if (is_tensor(query.target)) continue;
@@ -133,21 +90,13 @@ class Finder {
     }
     return nullptr;
   }
-  const Kernel *found(KernelQuery query) {
-    const Kernel *kernel = look(query);
-    if (!kernel && !missing_.kind) missing_ = query;
-    return kernel;
-  }
   const Kernel *helper(const char *kind) {
     KernelQuery query = any(kind);
     query.type = DType::f32;
     return found(query);
   }
 
-  const AttendArgs &args_;
-  const AttendProblem &problem_;
   const TargetList &targets_;
-  KernelQuery &missing_;
 };
 
 Mask float_mask(const TensorView &view) {
@@ -192,18 +141,11 @@ void plan_masks(const AttendArgs &args, const AttendShape &shape, Plan &plan, Wo
     if (!mask->convert) continue;
     const int64_t rows = mask->size[2] == 1 ? 1 : plan.chunk;
     const int64_t bytes = mask == &plan.keep ? 1 : int64_t{sizeof(float)};
-    mask->copy = workspace.take_bytes(product({mask->size[0], mask->size[1], rows, mask->size[3], bytes}));
+    mask->copy = workspace.take_bytes(workspace_product({mask->size[0], mask->size[1], rows, mask->size[3], bytes}));
   }
 }
 
 }  // namespace
-
-bool varies_by_batch(const TensorView &view) { return view.rank() == 2 && view.size(0) > 1; }
-
-bool default_positions(const AttendArgs &args) {
-  return args.q_positions.empty() && args.k_positions.empty() && args.q_position_mask.empty() &&
-         args.k_position_mask.empty();
-}
 
 bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability,
                   const Alignment &aligned, Kernels &kernels, KernelQuery &missing) {
@@ -241,7 +183,7 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
   if (has_key_bias(args)) {
     plan.key_masks_per_batch = varies_by_batch(args.key_keep_mask) || varies_by_batch(args.key_block_mask) ||
                                varies_by_batch(args.key_add_mask);
-    const int64_t count = product({plan.key_stride, plan.key_masks_per_batch ? B : 1});
+    const int64_t count = workspace_product({plan.key_stride, plan.key_masks_per_batch ? B : 1});
     plan.key_bias = workspace.take<float>(count);
     plan.visible = workspace.take<uint8_t>(count);
   }
@@ -252,8 +194,8 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
   if (problem.branches.size > 0 && !default_positions(args)) {
     plan.q_position_batches = q_varies ? B : 1;
     plan.k_position_batches = k_varies ? B : 1;
-    plan.q_positions = workspace.take<float>(product({2, shape.queries, plan.q_position_batches}));
-    plan.k_positions = workspace.take<float>(product({2, shape.keys, plan.k_position_batches}));
+    plan.q_positions = workspace.take<float>(workspace_product({2, shape.queries, plan.q_position_batches}));
+    plan.k_positions = workspace.take<float>(workspace_product({2, shape.keys, plan.k_position_batches}));
   }
   for (int i = 0; i < inputs.size(); ++i) {
     const BranchInputs::Item &item = inputs[i];
@@ -265,7 +207,7 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
     // Kernels read whole tiles of keys; those for tensor cores, of queries, too.
     plan.offsets_front = kernels.tensor ? kTensorPad : 0;
     plan.offsets_stride = plan.num_offsets + (kernels.tensor ? 2 * kTensorPad : kKeyTile);
-    const int64_t count = product({plan.offsets_stride, Hq});
+    const int64_t count = workspace_product({plan.offsets_stride, Hq});
     plan.offsets = workspace.take<float>(count);
     if (problem.branches.size > 1) plan.other_offsets = workspace.take<float>(count);
     plan.no_offsets = workspace.take<float>(plan.offsets_stride);
@@ -275,9 +217,9 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
       Rotation rotation;
       rotation.batches = varies ? B : 1;
       rotation.tables =
-          workspace.take<float>(product({2, args.rope->inv_freq.size(0), tokens, rotation.batches}));
+          workspace.take<float>(workspace_product({2, args.rope->inv_freq.size(0), tokens, rotation.batches}));
       rotation.rotated =
-          workspace.take_bytes(product({B, heads, tokens, shape.head_dim, size_of(problem.type)}));
+          workspace.take_bytes(workspace_product({B, heads, tokens, shape.head_dim, size_of(problem.type)}));
       return rotation;
     };
     plan.q_rotation = take(Hq, shape.queries, q_varies);
@@ -287,14 +229,9 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
     constexpr int64_t kRowElements = 8;  // of 16 bytes
     plan.cleared_row = ceil_div(shape.value_dim, kRowElements) * kRowElements;
     plan.cleared =
-        workspace.take_bytes(product({B, Hkv, shape.keys, plan.cleared_row, size_of(problem.type)}));
+        workspace.take_bytes(workspace_product({B, Hkv, shape.keys, plan.cleared_row, size_of(problem.type)}));
   }
-  if (kernels.decode) {
-    const int64_t rows = product({B, Hkv, plan.splits, shape.queries, plan.row_heads});
-    plan.partial_lse = workspace.take<float>(rows);
-    plan.partial_out = workspace.take<float>(product({rows, shape.value_dim}));
-  }
-  if (args.lse.empty()) plan.lse = workspace.take<float>(product({B, Hq, shape.queries}));
+  take_results(args, problem, kernels.decode, plan, workspace);
   return plan;
 }
 

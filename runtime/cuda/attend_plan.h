@@ -1,21 +1,18 @@
 // Which kernels a call of attend() on a GPU uses, and where in the workspace everything lies.
 #pragma once
 
+#include "runtime/attend_kernels.h"
 #include "runtime/attend_masks.h"
 #include "runtime/attend_problem.h"
 #include "runtime/workspace.h"
 
 namespace posattn::cuda {
 
-struct Kernels {
-  bool decode = false;     // few rows: the keys are split, and merged
-  bool tabulated = false;  // branches as a table of offsets, for a kernel without branches
-  bool tensor = false;     // `attention` runs on tensor cores
-  const Kernel *attention = nullptr, *merge = nullptr, *weights = nullptr;
-  const Kernel *rotary = nullptr, *rotation = nullptr, *positions = nullptr;
+struct Kernels : CommonKernels {
+  bool tensor = false;  // `attention` runs on tensor cores
+  const Kernel *rotation = nullptr, *positions = nullptr;
   const Kernel *key_mask = nullptr, *float_mask = nullptr, *keep_mask = nullptr;
   const Kernel *clear_values = nullptr;  // where a kernel for tensor cores must not see hidden values
-  const Kernel *offsets[BranchSet::kCapacity] = {};
 };
 
 // A mask of (B, Hq, Tq, Tk) as the kernels read it: as it is, or converted some queries at a time.
@@ -35,9 +32,9 @@ struct Rotation {
   void *rotated = nullptr;  // (d, token, head, batch), dense
 };
 
-struct Plan {
+struct Plan : ResultPlan {
   Kernels kernels;
-  int64_t row_heads, splits, split_blocks, chunk;  // chunk: queries at a time
+  int64_t chunk = 0;  // queries at a time
   bool key_masks_per_batch = false;
   float *key_bias = nullptr;  // (key, batch), key_stride a row
   uint8_t *visible = nullptr;
@@ -53,7 +50,6 @@ struct Plan {
   Rotation q_rotation, k_rotation;
   void *cleared = nullptr;  // (d, key, head, batch), dense rows of cleared_row elements
   int64_t cleared_row = 0;
-  float *partial_out = nullptr, *partial_lse = nullptr, *lse = nullptr;
 };
 
 // How query, key and value are aligned.
@@ -66,8 +62,5 @@ bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capa
                   const Alignment &alignment, Kernels &kernels, KernelQuery &missing);
 Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kernels &kernels,
                const BranchInputs &inputs, Workspace &workspace);
-
-bool varies_by_batch(const TensorView &view);
-bool default_positions(const AttendArgs &args);
 
 }  // namespace posattn::cuda
