@@ -35,6 +35,8 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     const schedules::Machine machine = schedules::machine(get_target());
     const int D = head_dim, lanes = machine.lanes;
     f.on_tiles = on_tiles();
+    f.on_dots = machine.dots && is_packed() && packing().pairs();
+    const bool weights_in_words = f.on_tiles || f.on_dots;
     if (f.on_tiles) {
       tiles = schedules::attention_tiles_amx(head_dim);
     } else if (get_target().has_gpu_feature()) {
@@ -58,11 +60,21 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.has_offsets = has_offsets;
 
     // Queries, zero beyond their own head dimension; in float32 where arithmetic is.
-    const Expr q_value = q(min(d, q.dim(0).extent() - 1), query_of(row), head_of(row, head), batch);
-    const Expr q_bits = select(d < q.dim(0).extent(), word_of(q_value), cast(UInt(q_value.type().bits()), 0));
-    f.query(d, row, row_block, head, batch) =
-        f.on_tiles ? reinterpret(Type(type), q_bits)
-                   : select(d < q.dim(0).extent(), load_float(q_value, get_target()), 0.f);
+    const auto q_value = [&](const Expr &i) {
+      return q(min(i, q.dim(0).extent() - 1), query_of(row), head_of(row, head), batch);
+    };
+    const auto q_bits = [&](const Expr &i) {
+      const Expr bits = word_of(q_value(i));
+      return select(i < q.dim(0).extent(), bits, cast(bits.type(), 0));
+    };
+    if (f.on_dots) {
+      f.query(d, row, row_block, head, batch) = Packing::word(q_bits(2 * d), q_bits(2 * d + 1));
+    } else if (f.on_tiles) {
+      f.query(d, row, row_block, head, batch) = reinterpret(Type(type), q_bits(d));
+    } else {
+      f.query(d, row, row_block, head, batch) =
+          select(d < q.dim(0).extent(), load_float(q_value(d), get_target()), 0.f);
+    }
     f.full_head_dim = q.dim(0).extent() == D;
     f.single_row = rows() == 1;
 
@@ -109,9 +121,16 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
           f.score(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
     } else {
-      f.rd = RDom(0, D, "rd");
+      f.rd = RDom(0, f.on_dots ? D / 2 : D, "rd");
       f.product(lane, tile, row, block, row_block, head, batch) = 0.f;
-      f.product(lane, tile, row, block, row_block, head, batch) += product_at(f.rd.x, tile);
+      const FuncRef product = f.product(lane, tile, row, block, row_block, head, batch);
+      if (f.on_dots) {
+        f.product(lane, tile, row, block, row_block, head, batch) =
+            Packing::dot(product, (*keys_)(lane, f.rd.x, first_tile + tile, kv_head_of(head), batch),
+                         f.query(f.rd.x, row, row_block, head, batch));
+      } else {
+        f.product(lane, tile, row, block, row_block, head, batch) += product_at(f.rd.x, tile);
+      }
       f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
       f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
           f.product(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
@@ -158,7 +177,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
                              f.maximum(row, block, row_block, head, batch));
     };
     const int words = tiling.lanes / 2;
-    if (f.on_tiles) {
+    if (weights_in_words) {
       // Two in a word, as values are, rounded to bfloat16: as a product of matrices of that type takes its
       // operands. Beside them sums of two that are not rounded, so that lse is as exact as float32 allows.
       // Is that within twice the error of the plain formula? Where that one multiplies tensors of bfloat16,
@@ -174,14 +193,14 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.weight(lane, tile, row, block, row_block, head, batch) = undef<float>();
       f.weight(lane, f.tiles, row, block, row_block, head, batch) = weight_of(lane);
     }
-    f.rs = RDom(0, (f.on_tiles ? words : tiling.lanes) / lanes, 0, tiling.tiles, "rs");
+    f.rs = RDom(0, (weights_in_words ? words : tiling.lanes) / lanes, 0, tiling.tiles, "rs");
     f.rs.where(f.rs.y < tiles_in(block));
     const FuncRef summed = f.weight(f.rs.x * lanes + x, f.rs.y, row, block, row_block, head, batch);
     f.sum(x, row, block, row_block, head, batch) = 0.f;
-    f.sum(x, row, block, row_block, head, batch) += f.on_tiles ? Expr(summed[1]) : Expr(summed);
+    f.sum(x, row, block, row_block, head, batch) += weights_in_words ? Expr(summed[1]) : Expr(summed);
 
     // The block's weighted values.
-    f.rv = RDom(0, tiling.lanes, 0, tiling.tiles, "rv");
+    f.rv = RDom(0, f.on_dots ? words : tiling.lanes, 0, tiling.tiles, "rv");
     f.rv.where(f.rv.y < tiles_in(block));
     const auto weight_at = [&](const Expr &in_tile, const Expr &in_block) -> Expr {
       if (!f.on_tiles) return f.weight(in_tile, in_block, row, block, row_block, head, batch);
@@ -196,7 +215,15 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       return element([&](const Expr &e) { return f.value(e, f.rv.x, f.rv.y, block, head, batch); }, i);
     };
     f.weighted(d, row, block, row_block, head, batch) = 0.f;
-    f.weighted(d, row, block, row_block, head, batch) += weight_at(f.rv.x, f.rv.y) * value_channel(d);
+    const FuncRef weighted = f.weighted(d, row, block, row_block, head, batch);
+    if (f.on_dots) {
+      const Expr pair = (first_tile + f.rv.y) * words + f.rv.x;
+      f.weighted(d, row, block, row_block, head, batch) =
+          Packing::dot(weighted, (*values_)(d, pair, kv_head_of(head), batch),
+                       f.weight(f.rv.x, f.rv.y, row, block, row_block, head, batch)[0]);
+    } else {
+      f.weighted(d, row, block, row_block, head, batch) += weight_at(f.rv.x, f.rv.y) * value_channel(d);
+    }
     f.block_output(d, row, block, row_block, head, batch) = f.weighted(d, row, block, row_block, head, batch);
 
     // Blocks merge in sequence: state (maximum, sum by lanes, output in vectors of lanes).

@@ -86,6 +86,7 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
   const int D = tiles.head_dim, lanes = machine.lanes, key_lanes = machine.key_lanes, rows = tiles.rows;
   const int key_tiles = tiles.key_block / key_lanes, query_block = tiles.query_block;
+  const int numbers = f.on_dots ? machine.pairs : 1;  // in an element of queries and weights
   Var ob("ob"), oi("oi"), ro("ro"), ri("ri"), di("di"), dt("dt"), rs("rs");
 
   // A task is one block of rows of one head; neighbouring tasks share their keys and values.
@@ -107,7 +108,7 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   f.range.update().unroll(f.block_rows.x, 4);
 
   local(f.query, per_task);
-  f.query.bound_storage(row, query_block).bound_extent(d, D).vectorize(d, lanes);
+  f.query.bound_storage(row, query_block).bound_extent(d, D / numbers).vectorize(d, lanes);
   f.query.specialize(f.full_head_dim);
 
   local(f.state, per_task);
@@ -154,7 +155,8 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   }
 
   local(f.weight, per_block);
-  f.weight.bound_storage(row, query_block).bound_extent(lane, key_lanes).bound_extent(tile, key_tiles);
+  f.weight.bound_storage(row, query_block).bound_extent(lane, key_lanes / numbers);
+  f.weight.bound_extent(tile, key_tiles);
   f.weight.update().reorder(lane, f.tiles, row).vectorize(lane, lanes).unroll(lane);
   local(f.sum, LoopLevel(f.state, row));
   f.sum.bound_extent(x, lanes).vectorize(x);
@@ -174,7 +176,7 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   local(f.weighted, LoopLevel(f.block_output, ro));
   f.weighted.vectorize(d, lanes).unroll(d).unroll(row);
   Stage update = f.weighted.update();
-  if (machine.pairs == 2) {
+  if (machine.pairs == 2 && !f.on_dots) {
     // Keys that share words, one after the other.
     RVar half("half"), word("word");
     update.split(f.rv.x, half, word, key_lanes / 2).reorder(d, row, half, word, f.rv.y).unroll(half);

@@ -23,6 +23,7 @@ struct AttentionFuncs {
   Halide::RDom tiles, rd, rk, rs, ry, rv, rb, rx, block_rows;
   std::vector<Halide::RDom> passes;
   bool on_tiles = false;       // products of bfloat16 on AMX tiles, weights in words of two
+  bool on_dots = false;        // products of pairs of bfloat16: queries and weights in words of two
   Halide::Expr single_row;     // the kernel is called with one row
   Halide::Expr has_offsets;    // a tabulated bias is added to the products
   Halide::Expr full_head_dim;  // no padding of the head dimension is needed

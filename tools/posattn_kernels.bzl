@@ -7,6 +7,7 @@ load(":halide.bzl", "halide_compile", "halide_program")
 # The machines that kernels are compiled for, best first. A program takes the first that it holds and the CPU has.
 TARGETS = {
     "amx": "x86-64-linux-avx-avx2-avx512-avx512_cannonlake-avx512_sapphirerapids-avx512_skylake-avx512_zen4-f16c-fma-sse41",
+    "avx512bf16": "x86-64-linux-avx-avx2-avx512-avx512_cannonlake-avx512_skylake-avx512_zen4-f16c-fma-sse41",
     "avx512": "x86-64-linux-avx-avx2-avx512-avx512_skylake-f16c-fma-sse41",
     "avx2": "x86-64-linux-avx-avx2-f16c-fma-sse41",
     "sse41": "x86-64-linux-sse41",
@@ -33,6 +34,7 @@ _FEATURES = "-no_runtime-no_asserts-no_bounds_query"
 # Those for one storage type alone: for others they would be the next target's kernels once more.
 _TARGET_TYPES = {
     "amx": "bf16",
+    "avx512bf16": "bf16",
 }
 
 # Storage types, and what Halide calls them.
@@ -291,7 +293,8 @@ def posattn_kernels(
         "alibi+relative", ...
       head_dims: sizes of a head. A smaller one is served by the next larger, padded.
       types: storage types: "f32", "bf16", "f16".
-      targets: names in TARGETS, or in CUDA_TARGETS for kernels that run on GPUs. "amx" has kernels of bf16 only.
+      targets: names in TARGETS, or in CUDA_TARGETS for kernels that run on GPUs. "amx" and "avx512bf16" have
+        kernels of bf16 only.
       kinds: kinds of kernels to leave out those that the program never calls; all by default.
       branch_deps: cc_library targets (alwayslink = True) that define more branches by posattn::RegisterBranch.
       prefix: of the kernels' C symbols; it must be unique in a program. Made of the package and name by default.

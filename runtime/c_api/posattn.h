@@ -253,7 +253,7 @@ typedef int (*posattn_parallel_for)(void *context, int64_t count, int (*body)(vo
 /* In place of the pool; null gives the pool back. */
 POSATTN_API posattn_status posattn_set_parallel_for(posattn_parallel_for run, void *context);
 
-/* "amx", "avx512", "avx2", "sse41"; null or "": the best that this machine runs. For the whole process. */
+/* "amx", "avx512bf16", "avx512", "avx2", "sse41"; null or "": the best that this machine runs. For the whole process. */
 POSATTN_API posattn_status posattn_set_target(const char *name);
 POSATTN_API posattn_status posattn_current_target(const char **name);
 
