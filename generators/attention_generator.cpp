@@ -37,6 +37,8 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.on_tiles = on_tiles();
     f.on_dots = machine.dots && is_packed() && packing().pairs();
     const bool weights_in_words = f.on_tiles || f.on_dots;
+    // What values are multiplied by differs from what is summed.
+    const bool summed_apart = weights_in_words || int8_cache;
     if (f.on_tiles) {
       tiles = schedules::attention_tiles_amx(head_dim);
     } else if (get_target().has_gpu_feature()) {
@@ -104,6 +106,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.tiles.where(f.tiles < tiles_in(block));
     const Expr first_tile = block * tiling.tiles;
     const auto key_channel = [&](const Expr &i, const Expr &t) -> Expr {
+      if (int8_cache) return load_int8((*keys_)(lane, i, first_tile + t, kv_head_of(head), batch));
       if (is_packed()) return packing().key(*keys_, lane, i, first_tile + t, kv_head_of(head), batch);
       f.key(d, lane, tile, block, head, batch) =
           stored_key(d, tiling.key(lane, tile, block), kv_head_of(head), batch);
@@ -132,8 +135,11 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
         f.product(lane, tile, row, block, row_block, head, batch) += product_at(f.rd.x, tile);
       }
       f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
-      f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
-          f.product(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
+      Expr whole = f.product(lane, f.tiles, row, block, row_block, head, batch);
+      if (int8_cache)
+        whole *= (*key_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
+      f.score(lane, f.tiles, row, block, row_block, head, batch) =
+          scaled(whole, tiling.key(lane, f.tiles, block));
     }
     const Expr computed_end = block * tiling.keys() + tiles_in(block) * tiling.lanes;
     const Expr some_out_of_range = range[1] > block * tiling.keys() || range[2] < computed_end;
@@ -189,6 +195,11 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(undef<int32_t>(), undef<float>());
       f.weight(lane, f.tiles, row, block, row_block, head, batch) =
           Tuple(Packing::rounded_word(low, high), low + high);
+    } else if (int8_cache) {
+      const Expr one = weight_of(lane);
+      const Expr value_scale = (*value_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
+      f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(undef<float>(), undef<float>());
+      f.weight(lane, f.tiles, row, block, row_block, head, batch) = Tuple(one * value_scale, one);
     } else {
       f.weight(lane, tile, row, block, row_block, head, batch) = undef<float>();
       f.weight(lane, f.tiles, row, block, row_block, head, batch) = weight_of(lane);
@@ -197,17 +208,22 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.rs.where(f.rs.y < tiles_in(block));
     const FuncRef summed = f.weight(f.rs.x * lanes + x, f.rs.y, row, block, row_block, head, batch);
     f.sum(x, row, block, row_block, head, batch) = 0.f;
-    f.sum(x, row, block, row_block, head, batch) += weights_in_words ? Expr(summed[1]) : Expr(summed);
+    f.sum(x, row, block, row_block, head, batch) += summed_apart ? Expr(summed[1]) : Expr(summed);
 
     // The block's weighted values.
     f.rv = RDom(0, f.on_dots ? words : tiling.lanes, 0, tiling.tiles, "rv");
     f.rv.where(f.rv.y < tiles_in(block));
     const auto weight_at = [&](const Expr &in_tile, const Expr &in_block) -> Expr {
+      if (int8_cache) return f.weight(in_tile, in_block, row, block, row_block, head, batch)[0];
       if (!f.on_tiles) return f.weight(in_tile, in_block, row, block, row_block, head, batch);
       const FuncRef pair = f.weight(in_tile % words, in_block, row, block, row_block, head, batch);
       return Packing::half(pair[0], in_tile / words);
     };
     const auto value_channel = [&](const Expr &i) -> Expr {
+      if (int8_cache) {
+        const Expr key = (first_tile + f.rv.y) * tiling.lanes + f.rv.x;
+        return load_int8((*values_)(i, key, kv_head_of(head), batch));
+      }
       if (is_packed())
         return packing().value(*values_, i, f.rv.x, first_tile + f.rv.y, kv_head_of(head), batch);
       f.value(d, lane, tile, block, head, batch) =
@@ -284,7 +300,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.vars = {x, lane, tile, row, block, split, row_block, head, batch, d};
     declare_layout(tiling);
     if (is_packed()) {
-      const int elements = D / packing().numbers();  // of a key
+      const int elements = int8_cache ? D : D / packing().numbers();  // of a key
       keys_->dim(1).set_extent(elements);
       keys_->dim(2).set_stride(tiling.lanes * elements);
       values_->dim(0).set_bounds(0, D);

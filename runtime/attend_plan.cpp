@@ -45,7 +45,8 @@ class Finder {
     const BranchSet none, &branches = out.tabulated ? none : problem_.branches;
     const AttendShape &shape = problem_.shape;
 
-    KernelQuery query = any("decode");
+    const bool int8 = args_.cache && args_.cache->format() == CacheFormat::int8;
+    KernelQuery query = any(int8 ? "decode_i8" : "decode");
     query.branches = branches;
     query.head_dim = std::max(shape.head_dim, shape.value_dim);
     if (args_.cache) {
@@ -63,7 +64,7 @@ class Finder {
       out.decode = out.attention && out.merge;
     }
     if (!out.decode) {
-      query.kind = "prefill";
+      query.kind = int8 ? "prefill_i8" : "prefill";
       out.attention = found(query);
     }
     if (!out.attention) return false;
@@ -252,7 +253,11 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
     constexpr int64_t kGroupBytes = 1 << 20;
     plan.batch_group = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(batch_bytes, 1), 1, B);
   }
-  if (plan.pack || plan.clear_hidden) {
+  if (plan.clear_hidden && args.cache->format() == CacheFormat::int8) {
+    // Zero scales make zeros of hidden rows.
+    plan.key_scales = workspace.take<float>(product({B, Hkv, plan.padded_keys}));
+    plan.value_scales = workspace.take<float>(product({B, Hkv, plan.padded_keys}));
+  } else if (plan.pack || plan.clear_hidden) {
     const int64_t bytes = product({plan.batch_group, Hkv, plan.padded_keys, plan.layout.head_dim, size});
     plan.keys = workspace.take_bytes(bytes);
     if (!plan.values_in_place) plan.values = workspace.take_bytes(bytes);

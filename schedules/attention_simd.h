@@ -41,6 +41,12 @@ struct AttentionTiles {
 AttentionTiles attention_tiles(const Machine &machine, int head_dim, bool decode);
 TuningSpace attention_tuning_space(const Machine &machine, int head_dim, bool decode);
 
+// A task is one block of rows of one head; neighbouring tasks share their keys and values.
+struct TaskLevels {
+  Halide::LoopLevel task, row;  // once a task; once a row of its output
+};
+TaskLevels schedule_tasks(AttentionFuncs &f, int query_block, int lanes);
+
 void schedule_attention(AttentionFuncs &f, const Machine &machine, const AttentionTiles &tiles);
 
 }  // namespace posattn::schedules

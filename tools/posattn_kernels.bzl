@@ -91,6 +91,21 @@ _KINDS = {
         head_dim = True,
         params = {"decode": "true"},
     ),
+    # The same over a cache of 8-bit integers: see KvCache. Only where asked for.
+    "prefill_i8": _kind(
+        "attention",
+        branches = "sets",
+        head_dim = True,
+        params = {"decode": "false", "int8_cache": "true"},
+        types = ["f32"],
+    ),
+    "decode_i8": _kind(
+        "attention",
+        branches = "sets",
+        head_dim = True,
+        params = {"decode": "true", "int8_cache": "true"},
+        types = ["f32"],
+    ),
     # Joins the split keys' partial results.
     "merge": _kind("merge", cuda = {}, head_dim = True),
     # Attention weights, when a caller asks for them.
@@ -111,7 +126,11 @@ _KINDS = {
     "rotation": _kind("tables", cpu = False, cuda = {}, generator = "rotation", types = ["f32"]),
 }
 
+_OPTIONAL_KINDS = ["prefill_i8", "decode_i8"]
+
 def _has_kernels(kind, type, target):
+    if kind in _OPTIONAL_KINDS and target in _TARGET_TYPES:
+        return False
     if target in _TENSOR_TARGETS:
         return _KINDS[kind].tensor != None and type != "f32"
     return _KINDS[kind].cuda != None if target in CUDA_TARGETS else _KINDS[kind].cpu
@@ -278,7 +297,7 @@ def posattn_kernels(
         head_dims = [64],
         types = ["f32"],
         targets = TARGETS.keys(),
-        kinds = _KINDS.keys(),
+        kinds = [kind for kind in _KINDS if kind not in _OPTIONAL_KINDS],
         branch_deps = [],
         prefix = None,
         tuned = TUNED,
@@ -295,7 +314,8 @@ def posattn_kernels(
       types: storage types: "f32", "bf16", "f16".
       targets: names in TARGETS, or in CUDA_TARGETS for kernels that run on GPUs. "amx" and "avx512bf16" have
         kernels of bf16 only.
-      kinds: kinds of kernels to leave out those that the program never calls; all by default.
+      kinds: kinds of kernels to leave out those that the program never calls. By default all but "prefill_i8" and
+        "decode_i8", which attend to caches of 8-bit integers (f32 only).
       branch_deps: cc_library targets (alwayslink = True) that define more branches by posattn::RegisterBranch.
       prefix: of the kernels' C symbols; it must be unique in a program. Made of the package and name by default.
       tuned: the schedules' parameters, as of a repository that tuned_schedules() makes of an application's own files;

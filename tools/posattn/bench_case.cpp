@@ -32,7 +32,8 @@ struct Attention {
   std::unique_ptr<KvCache> cache;
   std::vector<std::unique_ptr<LogitBranch>> branches;
 
-  Attention(const KernelInfo &kernel, const BenchSizes &sizes, int64_t queries, int64_t keys, bool cached) {
+  Attention(const KernelInfo &kernel, const BenchSizes &sizes, int64_t queries, int64_t keys, bool cached,
+            CacheFormat format) {
     const DType type = type_of(kernel);
     const int64_t dim = head_dim(kernel);
     query = random_tensor(type, {sizes.batch, sizes.heads, queries, dim});
@@ -43,8 +44,9 @@ struct Attention {
     args.out = out;
     if (sizes.causal) args.causal = Causal::bottom_right;
     if (cached) {
-      cache = std::make_unique<KvCache>(sizes.batch, sizes.heads, dim, dim, keys, type);
+      cache = std::make_unique<KvCache>(sizes.batch, sizes.heads, dim, dim, keys, type, format);
       cache->append(key.view(), value.view());
+      if (format == CacheFormat::int8) key = cache->key_rows(), value = cache->value_rows();
       args.cache = cache.get();
     } else {
       args.key = key.view();
@@ -110,10 +112,12 @@ std::string heads_text(const BenchSizes &sizes) {
   return std::to_string(sizes.batch) + "x" + std::to_string(sizes.heads) + " heads, ";
 }
 
-BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool decode) {
+BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool decode,
+                         CacheFormat format = CacheFormat::exact) {
   const int64_t queries = decode ? 1 : sizes.queries, keys = decode ? sizes.keys : sizes.queries;
   const bool weights = std::string(kernel.kind) == "weights";
-  const auto call = std::make_shared<Attention>(kernel, sizes, queries, keys, decode);
+  const bool int8 = format == CacheFormat::int8;
+  const auto call = std::make_shared<Attention>(kernel, sizes, queries, keys, decode || int8, format);
   const double row = static_cast<double>(sizes.batch * sizes.heads * keys * head_dim(kernel));
   BenchWork work;
   work.run = [call] { call->run(); };
@@ -121,7 +125,8 @@ BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool
   // A product is a multiplication and an addition; the weights are computed from the keys once more. Decoding
   // reads every key and value once.
   const double products = weights ? 3 : 2;
-  work.amount = decode ? 2 * row * static_cast<double>(size_of(type_of(kernel)))
+  const int64_t bytes = int8 ? 1 : size_of(type_of(kernel));
+  work.amount = decode ? 2 * row * static_cast<double>(bytes)
                        : 2 * products * row * static_cast<double>(queries);
   work.unit = decode ? kBytes : kOperations;
   work.sizes = heads_text(sizes) + std::to_string(queries) + "x" + std::to_string(keys) +
@@ -232,6 +237,8 @@ BenchWork make_work(const KernelInfo &kernel, const BenchSizes &sizes) {
   const std::string kind = kernel.kind;
   if (kind == "prefill" || kind == "weights") return attention_work(kernel, sizes, false);
   if (kind == "decode") return attention_work(kernel, sizes, true);
+  if (kind == "prefill_i8") return attention_work(kernel, sizes, false, CacheFormat::int8);
+  if (kind == "decode_i8") return attention_work(kernel, sizes, true, CacheFormat::int8);
   if (kind == "pack_keys") return packing_work(kernel, sizes);
   if (kind == "rotary") return rotary_work(kernel, sizes);
   if (kind == "projection") return projection_work(kernel, sizes);
