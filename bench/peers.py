@@ -37,7 +37,7 @@ def parse_arguments():
     parser.add_argument("--clock", default="wall", choices=timing.CLOCKS, help="cpu: for one thread on a busy machine")
     parser.add_argument("--quick", action="store_true", help="a few rows, for less than two minutes")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the output holds already")
-    parser.add_argument("--target", default="", help="force posattn's kernels: amx, avx512, avx2 or sse41")
+    parser.add_argument("--target", default="", help="force posattn's kernels: amx, avx512bf16, avx512, avx2 or sse41")
     parser.add_argument("--output", help="JSON lines, with plots beside them (bench/results/peers.jsonl of the workspace)")
     parser.add_argument("--library", required=True, help="libposattn.so")
     parser.add_argument("--peak", required=True, help="libpeak.so")

@@ -35,6 +35,10 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     const schedules::Machine machine = schedules::machine(get_target());
     const int D = head_dim, lanes = machine.lanes;
     f.on_tiles = on_tiles();
+    f.on_dots = machine.dots && is_packed() && packing().pairs();
+    const bool weights_in_words = f.on_tiles || f.on_dots;
+    // What values are multiplied by differs from what is summed.
+    const bool summed_apart = weights_in_words || int8_cache;
     if (f.on_tiles) {
       tiles = schedules::attention_tiles_amx(head_dim);
     } else if (get_target().has_gpu_feature()) {
@@ -58,11 +62,21 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.has_offsets = has_offsets;
 
     // Queries, zero beyond their own head dimension; in float32 where arithmetic is.
-    const Expr q_value = q(min(d, q.dim(0).extent() - 1), query_of(row), head_of(row, head), batch);
-    const Expr q_bits = select(d < q.dim(0).extent(), word_of(q_value), cast(UInt(q_value.type().bits()), 0));
-    f.query(d, row, row_block, head, batch) =
-        f.on_tiles ? reinterpret(Type(type), q_bits)
-                   : select(d < q.dim(0).extent(), load_float(q_value, get_target()), 0.f);
+    const auto q_value = [&](const Expr &i) {
+      return q(min(i, q.dim(0).extent() - 1), query_of(row), head_of(row, head), batch);
+    };
+    const auto q_bits = [&](const Expr &i) {
+      const Expr bits = word_of(q_value(i));
+      return select(i < q.dim(0).extent(), bits, cast(bits.type(), 0));
+    };
+    if (f.on_dots) {
+      f.query(d, row, row_block, head, batch) = Packing::word(q_bits(2 * d), q_bits(2 * d + 1));
+    } else if (f.on_tiles) {
+      f.query(d, row, row_block, head, batch) = reinterpret(Type(type), q_bits(d));
+    } else {
+      f.query(d, row, row_block, head, batch) =
+          select(d < q.dim(0).extent(), load_float(q_value(d), get_target()), 0.f);
+    }
     f.full_head_dim = q.dim(0).extent() == D;
     f.single_row = rows() == 1;
 
@@ -92,6 +106,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.tiles.where(f.tiles < tiles_in(block));
     const Expr first_tile = block * tiling.tiles;
     const auto key_channel = [&](const Expr &i, const Expr &t) -> Expr {
+      if (int8_cache) return load_int8((*keys_)(lane, i, first_tile + t, kv_head_of(head), batch));
       if (is_packed()) return packing().key(*keys_, lane, i, first_tile + t, kv_head_of(head), batch);
       f.key(d, lane, tile, block, head, batch) =
           stored_key(d, tiling.key(lane, tile, block), kv_head_of(head), batch);
@@ -109,12 +124,22 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
           f.score(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
     } else {
-      f.rd = RDom(0, D, "rd");
+      f.rd = RDom(0, f.on_dots ? D / 2 : D, "rd");
       f.product(lane, tile, row, block, row_block, head, batch) = 0.f;
-      f.product(lane, tile, row, block, row_block, head, batch) += product_at(f.rd.x, tile);
+      const FuncRef product = f.product(lane, tile, row, block, row_block, head, batch);
+      if (f.on_dots) {
+        f.product(lane, tile, row, block, row_block, head, batch) =
+            Packing::dot(product, (*keys_)(lane, f.rd.x, first_tile + tile, kv_head_of(head), batch),
+                         f.query(f.rd.x, row, row_block, head, batch));
+      } else {
+        f.product(lane, tile, row, block, row_block, head, batch) += product_at(f.rd.x, tile);
+      }
       f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
-      f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
-          f.product(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
+      Expr whole = f.product(lane, f.tiles, row, block, row_block, head, batch);
+      if (int8_cache)
+        whole *= (*key_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
+      f.score(lane, f.tiles, row, block, row_block, head, batch) =
+          scaled(whole, tiling.key(lane, f.tiles, block));
     }
     const Expr computed_end = block * tiling.keys() + tiles_in(block) * tiling.lanes;
     const Expr some_out_of_range = range[1] > block * tiling.keys() || range[2] < computed_end;
@@ -158,7 +183,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
                              f.maximum(row, block, row_block, head, batch));
     };
     const int words = tiling.lanes / 2;
-    if (f.on_tiles) {
+    if (weights_in_words) {
       // Two in a word, as values are, rounded to bfloat16: as a product of matrices of that type takes its
       // operands. Beside them sums of two that are not rounded, so that lse is as exact as float32 allows.
       // Is that within twice the error of the plain formula? Where that one multiplies tensors of bfloat16,
@@ -170,25 +195,35 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(undef<int32_t>(), undef<float>());
       f.weight(lane, f.tiles, row, block, row_block, head, batch) =
           Tuple(Packing::rounded_word(low, high), low + high);
+    } else if (int8_cache) {
+      const Expr one = weight_of(lane);
+      const Expr value_scale = (*value_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
+      f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(undef<float>(), undef<float>());
+      f.weight(lane, f.tiles, row, block, row_block, head, batch) = Tuple(one * value_scale, one);
     } else {
       f.weight(lane, tile, row, block, row_block, head, batch) = undef<float>();
       f.weight(lane, f.tiles, row, block, row_block, head, batch) = weight_of(lane);
     }
-    f.rs = RDom(0, (f.on_tiles ? words : tiling.lanes) / lanes, 0, tiling.tiles, "rs");
+    f.rs = RDom(0, (weights_in_words ? words : tiling.lanes) / lanes, 0, tiling.tiles, "rs");
     f.rs.where(f.rs.y < tiles_in(block));
     const FuncRef summed = f.weight(f.rs.x * lanes + x, f.rs.y, row, block, row_block, head, batch);
     f.sum(x, row, block, row_block, head, batch) = 0.f;
-    f.sum(x, row, block, row_block, head, batch) += f.on_tiles ? Expr(summed[1]) : Expr(summed);
+    f.sum(x, row, block, row_block, head, batch) += summed_apart ? Expr(summed[1]) : Expr(summed);
 
     // The block's weighted values.
-    f.rv = RDom(0, tiling.lanes, 0, tiling.tiles, "rv");
+    f.rv = RDom(0, f.on_dots ? words : tiling.lanes, 0, tiling.tiles, "rv");
     f.rv.where(f.rv.y < tiles_in(block));
     const auto weight_at = [&](const Expr &in_tile, const Expr &in_block) -> Expr {
+      if (int8_cache) return f.weight(in_tile, in_block, row, block, row_block, head, batch)[0];
       if (!f.on_tiles) return f.weight(in_tile, in_block, row, block, row_block, head, batch);
       const FuncRef pair = f.weight(in_tile % words, in_block, row, block, row_block, head, batch);
       return Packing::half(pair[0], in_tile / words);
     };
     const auto value_channel = [&](const Expr &i) -> Expr {
+      if (int8_cache) {
+        const Expr key = (first_tile + f.rv.y) * tiling.lanes + f.rv.x;
+        return load_int8((*values_)(i, key, kv_head_of(head), batch));
+      }
       if (is_packed())
         return packing().value(*values_, i, f.rv.x, first_tile + f.rv.y, kv_head_of(head), batch);
       f.value(d, lane, tile, block, head, batch) =
@@ -196,7 +231,15 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       return element([&](const Expr &e) { return f.value(e, f.rv.x, f.rv.y, block, head, batch); }, i);
     };
     f.weighted(d, row, block, row_block, head, batch) = 0.f;
-    f.weighted(d, row, block, row_block, head, batch) += weight_at(f.rv.x, f.rv.y) * value_channel(d);
+    const FuncRef weighted = f.weighted(d, row, block, row_block, head, batch);
+    if (f.on_dots) {
+      const Expr pair = (first_tile + f.rv.y) * words + f.rv.x;
+      f.weighted(d, row, block, row_block, head, batch) =
+          Packing::dot(weighted, (*values_)(d, pair, kv_head_of(head), batch),
+                       f.weight(f.rv.x, f.rv.y, row, block, row_block, head, batch)[0]);
+    } else {
+      f.weighted(d, row, block, row_block, head, batch) += weight_at(f.rv.x, f.rv.y) * value_channel(d);
+    }
     f.block_output(d, row, block, row_block, head, batch) = f.weighted(d, row, block, row_block, head, batch);
 
     // Blocks merge in sequence: state (maximum, sum by lanes, output in vectors of lanes).
@@ -257,7 +300,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.vars = {x, lane, tile, row, block, split, row_block, head, batch, d};
     declare_layout(tiling);
     if (is_packed()) {
-      const int elements = D / packing().numbers();  // of a key
+      const int elements = int8_cache ? D : D / packing().numbers();  // of a key
       keys_->dim(1).set_extent(elements);
       keys_->dim(2).set_stride(tiling.lanes * elements);
       values_->dim(0).set_bounds(0, D);

@@ -25,21 +25,21 @@ class Projection : public Generator<Projection>, public schedules::Tunable {
   Input<Buffer<float, 3>> addend{
       "addend"};  // (k, token, batch), strides of 0 allowed; only read with has_addend
   // (lane, k, panel): zeros from the last k to a multiple of kProjectionDepth, and beyond the last feature.
-  // Where AMX multiplies them, (lane, k / 2, panel) of 32-bit words that hold k and k + 1.
+  // Where the machine multiplies pairs, (lane, k / 2, panel) of 32-bit words that hold k and k + 1.
   Input<Buffer<void, 3>> weights{"weights"};
   Input<Buffer<float, 1>> bias{"bias"};  // (feature), padded to whole panels
   Output<Buffer<void, 2>> out{"out"};    // (feature, row): row = batch * tokens + token
 
   void configure() {
     x.set_type(type);
-    weights.set_type(on_tiles() ? Int(32) : Type(type));
+    weights.set_type(in_words() ? Int(32) : Type(type));
     out.set_type(type);
   }
 
   void generate() {
     const schedules::ProjectionTile tile = schedules::projection_tile(get_target());
     width = on_tiles() ? schedules::kProjectionAmx.features : panel > 0 ? int(panel) : tile.features;
-    depth_unit = on_tiles() ? schedules::kProjectionAmxDepth : schedules::kProjectionDepth;
+    depth_unit = in_words() ? schedules::kProjectionPairsDepth : schedules::kProjectionDepth;
     // Few rows take the time of reading the weights: the fewer they are, the more panels are read at once, as
     // more streams than one are needed to use the memory's bandwidth.
     const int streams = std::max(1, tile.accumulators / (width / tile.lanes));
@@ -47,6 +47,7 @@ class Projection : public Generator<Projection>, public schedules::Tunable {
     few.tile = {4, width * std::max(1, streams / 4)};
     many.tile = {tile_rows > 0 ? int(tile_rows) : tile.rows, width};
     const Expr rows = out.dim(1).extent();
+    for (schedules::ProjectionFuncs *f : {&two, &few, &many}) f->on_dots = in_words() && !on_tiles();
     if (on_tiles()) {
       // A tile reads the weights faster than memory gives them, even for a single row, and every row must
       // come out the same among few and among many.
@@ -84,7 +85,7 @@ class Projection : public Generator<Projection>, public schedules::Tunable {
     many.block_rows = (rows + blocks * height - 1) / (blocks * height) * height;
     many.group_panels = (panels + groups - 1) / groups;
     many.span_panels = span_panels;
-    many.convert_panel = type.value().bits() < 32 && !on_tiles();
+    many.convert_panel = type.value().bits() < 32 && !in_words();
     for (schedules::ProjectionFuncs *f : {&two, &few}) {
       f->block_rows = on_tiles() ? few.tile.rows : 8;
       // At least 128 KB of weights.
@@ -104,7 +105,10 @@ class Projection : public Generator<Projection>, public schedules::Tunable {
   int depth_unit = 0;  // inputs are staged in chunks of so many
 
   bool on_tiles() const { return schedules::machine(get_target()).amx && type.value().is_bfloat(); }
-  int numbers() const { return on_tiles() ? 2 : 1; }  // in an element of the weights
+  bool in_words() const {
+    return on_tiles() || (schedules::machine(get_target()).dots && type.value().is_bfloat());
+  }
+  int numbers() const { return in_words() ? 2 : 1; }  // in an element of the weights
   schedules::ProjectionFuncs two{"two_"}, few{"few_"}, many{"many_"};
 
   // out(n, row), by tiles of f.tile.
@@ -114,24 +118,32 @@ class Projection : public Generator<Projection>, public schedules::Tunable {
 
     // Rows in float32 with what is added to them, in tiles: (k in chunk, row in tile, chunk, tile). What a
     // register tile reads is contiguous, whatever the strides of x: no two rows fall into one set of a cache.
-    // On AMX tiles they are bfloat16, and so is a sum with what is added.
+    // Where pairs are multiplied they are bfloat16, and so is a sum with what is added.
     const Expr depth = x.dim(0).extent(), tokens = x.dim(1).extent(), rows = out.dim(1).extent();
-    const Expr at = chunk * kDepth + k, k_in = min(likely(at), depth - 1);
     const Expr source = min(t * height + i, rows - 1), token = source % tokens, batch = source / tokens;
-    const Expr value = load_float(x(k_in, token, batch), get_target());
-    const Expr added = select(has_addend, value + addend(k_in, token, batch), value);
-    if (on_tiles()) {
-      const Expr bits =
-          select(has_addend, word_of(store_float(type, added, get_target())), word_of(x(k_in, token, batch)));
-      f.staged(k, i, chunk, t) = reinterpret(Type(type), select(likely(at < depth), bits, cast<uint16_t>(0)));
+    const auto added = [&](const Expr &at) {
+      const Expr k_in = min(likely(at), depth - 1);
+      const Expr value = load_float(x(k_in, token, batch), get_target());
+      return select(has_addend, value + addend(k_in, token, batch), value);
+    };
+    const auto bits = [&](const Expr &at) {
+      const Expr given = word_of(x(min(likely(at), depth - 1), token, batch));
+      const Expr chosen = select(has_addend, word_of(store_float(type, added(at), get_target())), given);
+      return select(likely(at < depth), chosen, cast<uint16_t>(0));
+    };
+    const Expr at = chunk * (f.on_dots ? kDepth / 2 : kDepth) + k;
+    if (f.on_dots) {
+      f.staged(k, i, chunk, t) = Packing::word(bits(2 * at), bits(2 * at + 1));
+    } else if (f.on_tiles) {
+      f.staged(k, i, chunk, t) = reinterpret(Type(type), bits(at));
     } else {
-      f.staged(k, i, chunk, t) = select(likely(at < depth), added, 0.f);
+      f.staged(k, i, chunk, t) = select(likely(at < depth), added(at), 0.f);
     }
 
     // A tile may be several panels wide, and the last one may go beyond the last panel.
     const int panels = features / width;
     const Expr panel_in = panels == 1 ? Expr(p) : min(p * panels + lane / width, weights.dim(2).extent() - 1);
-    if (on_tiles()) {
+    if (f.on_tiles) {
       f.weight(lane, k, p) = Packing::half(weights(lane, k / 2, p), k % 2);
     } else {
       f.weight(lane, k, p) = load_float(weights(lane % width, k, panel_in), get_target());
@@ -141,12 +153,18 @@ class Projection : public Generator<Projection>, public schedules::Tunable {
     // threads or other rows. One chain over all of k would round several times as much.
     const Expr chunks = weights.dim(1).extent() * numbers() / kDepth;
     Var s("s");
-    f.r = RDom(0, kDepth, 0, int(sum_chunks), "r");
+    f.r = RDom(0, f.on_dots ? kDepth / 2 : kDepth, 0, int(sum_chunks), "r");
     const Expr chunk_in = s * sum_chunks + f.r.y;
     f.r.where(chunk_in < chunks);
     f.part(lane, i, t, p, s) = 0.f;
-    f.part(lane, i, t, p, s) += load_float(f.staged(f.r.x, i, chunk_in, t), get_target()) *
-                                f.weight(lane, chunk_in * kDepth + f.r.x, p);
+    if (f.on_dots) {
+      const Expr word = weights(lane % width, chunk_in * (kDepth / 2) + f.r.x, panel_in);
+      f.part(lane, i, t, p, s) =
+          Packing::dot(f.part(lane, i, t, p, s), word, f.staged(f.r.x, i, chunk_in, t));
+    } else {
+      f.part(lane, i, t, p, s) += load_float(f.staged(f.r.x, i, chunk_in, t), get_target()) *
+                                  f.weight(lane, chunk_in * kDepth + f.r.x, p);
+    }
     f.parts = RDom(0, (chunks + sum_chunks - 1) / sum_chunks, "parts");
     f.sum(lane, i, t, p) = bias(panel_in * width + lane % width);
     f.sum(lane, i, t, p) += f.part(lane, i, t, p, f.parts);

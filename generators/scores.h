@@ -55,6 +55,8 @@ class ScoreGenerator : public Halide::Generator<T> {
   // the caller has them, with the numbers that such tables are made of; or the plain ones as words, two
   // elements of 16 bits in each, which can be loaded four at a time: everything aligned to 16 bytes.
   Param<KeyForm> key_form{"key_form", KeyForm::packed, key_forms()};
+  // Packed keys and values are 8-bit integers, and each row of them has a scale.
+  Param<bool> int8_cache{"int8_cache", false};
 
   Input<float> scale{"scale"};
   Input<float> softcap{"softcap"};  // 0: none
@@ -97,8 +99,13 @@ class ScoreGenerator : public Halide::Generator<T> {
     // The keys that a query may see are [row_begin, row_end): causal, window and lengths.
     if (is_packed()) {
       // In the forms of packing.h, zero beyond the last key.
-      keys_ = tensor("keys", packing().element(), 5);        // (lane, d, key tile, kv_head, batch)
-      values_ = tensor("values", packing().element(), 4);    // (d, key, kv_head, batch)
+      const Halide::Type element = int8_cache ? Halide::UInt(8) : packing().element();
+      keys_ = tensor("keys", element, 5);      // (lane, d, key tile, kv_head, batch)
+      values_ = tensor("values", element, 4);  // (d, key, kv_head, batch)
+      if (int8_cache) {
+        key_scales_ = tensor("key_scales", Halide::Float(32), 3);  // (key, kv_head, batch), of whole tiles
+        value_scales_ = tensor("value_scales", Halide::Float(32), 3);
+      }
       row_begin_ = tensor("row_begin", Halide::Int(32), 2);  // (query, batch)
       row_end_ = tensor("row_end", Halide::Int(32), 2);
       return;
@@ -153,9 +160,7 @@ class ScoreGenerator : public Halide::Generator<T> {
     const Expr value = stored(e / per_word());
     if (key_form != KeyForm::words) return load_float(value, this->get_target());
     if (t.bits() == 32) return Halide::reinterpret<float>(value);
-    if (t.is_bfloat()) {
-      return Halide::reinterpret<float>(Halide::select(e % 2 == 0, value << 16, value & Expr(0xffff0000u)));
-    }
+    if (t.is_bfloat()) return Packing::half(value, e % 2);
     const Expr half = Halide::cast<uint16_t>(Halide::select(e % 2 == 0, value, value >> 16));
     return float_of_word(t, half, this->get_target());
   }
@@ -188,7 +193,7 @@ class ScoreGenerator : public Halide::Generator<T> {
       for (int i = 0; i < buffer.dimensions(); i++) buffer.dim(i).set_min(0);
     };
     from_zero(q), from_zero(*keys_), from_zero(*values_), from_zero(key_bias);
-    for (auto *buffer : {row_begin_, row_end_, lengths_, visible_}) {
+    for (auto *buffer : {row_begin_, row_end_, lengths_, visible_, key_scales_, value_scales_}) {
       if (buffer) from_zero(*buffer);
     }
     from_zero(add_mask), from_zero(dense_bias), from_zero(keep_mask), from_zero(offsets);
@@ -280,6 +285,11 @@ class ScoreGenerator : public Halide::Generator<T> {
 
   // Of the form that key_form says; null if another has them.
   Halide::GeneratorInput<Halide::Buffer<>> *keys_ = nullptr, *values_ = nullptr;
+  Halide::GeneratorInput<Halide::Buffer<>> *key_scales_ = nullptr, *value_scales_ = nullptr;
+  // An 8-bit integer of them in float32: its row's scale is left to the caller.
+  static Expr load_int8(const Expr &byte) {
+    return Halide::cast<float>(Halide::reinterpret<int8_t>(byte));
+  }
 
   // Of the forms that are not packed.
   Halide::GeneratorInput<int> *first_query_ = nullptr, *diagonal_ = nullptr, *window_left_ = nullptr,

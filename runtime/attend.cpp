@@ -24,13 +24,14 @@ KernelBuffer unused(DType type, int dimensions) {
 
 // Every tensor of one range of batches and queries. Dimensions that all batches or queries share have step 0.
 struct Buffers : ResultBuffers {
-  KernelBuffer q, keys, values, row_begin, row_end, key_bias, add, dense, keep;
+  KernelBuffer q, keys, values, key_scales, value_scales, row_begin, row_end, key_bias, add, dense, keep;
   KernelBuffer q_positions, q_positions_low, k_positions, k_positions_low;
   int64_t first_query = 0;
 
   template <typename Visit>
   void for_each(const Visit &visit) {  // buffer, dimension of queries or -1, dimension of batches
     visit(q, 1, 3), visit(keys, -1, 4), visit(values, -1, 3), visit(row_begin, 0, 1), visit(row_end, 0, 1);
+    visit(key_scales, -1, 2), visit(value_scales, -1, 2);
     visit(key_bias, -1, 1), visit(add, 1, 3), visit(dense, 1, 3), visit(keep, 1, 3);
     visit(q_positions, 0, 1), visit(q_positions_low, 0, 1), visit(k_positions, -1, 1),
         visit(k_positions_low, -1, 1), visit(out, 1, 3), visit(lse, 0, 2);
@@ -71,7 +72,11 @@ class Attend {
     fill_tables();
     const Buffers all = whole();
     const KernelBuffer k = rotate(all);
-    if (plan_.clear_hidden) copy_cleared();
+    if (plan_.key_scales) {
+      copy_cleared_scales();
+    } else if (plan_.clear_hidden) {
+      copy_cleared();
+    }
     for (int64_t b0 = 0; b0 < shape_.batch; b0 += plan_.batch_group) {
       const int64_t b1 = std::min(b0 + plan_.batch_group, shape_.batch);
       Buffers group = all.part(b0, b1, 0, shape_.queries);
@@ -162,7 +167,8 @@ class Attend {
     all.q = plan_.q_rotated ? dense(plan_.q_rotated, shape_.head_dim, Tq, Hq) : kernel_buffer(args_.query);
     const PackedLayout &layout = plan_.layout;
     const int64_t head_size = plan_.blocks * layout.tile_size();
-    PackedMemory keys{plan_.keys, problem_.type, plan_.blocks, Hkv, head_size, B, Hkv * head_size};
+    const bool int8 = args_.cache && args_.cache->format() == CacheFormat::int8;
+    PackedMemory keys{plan_.keys, int8 ? DType::boolean : problem_.type, plan_.blocks, Hkv, head_size, B, Hkv * head_size};
     if (args_.cache && !plan_.keys) {
       const TensorView in_cache = args_.cache->packed_keys();  // a head's memory is for all of its capacity
       keys.data = in_cache.data();
@@ -173,6 +179,17 @@ class Attend {
     all.keys = packed_keys(layout, keys);
     all.values = packed_values(layout, values);
     if (plan_.values_in_place) all.values = kernel_buffer(args_.value);
+    if (int8) {
+      const auto scales = [&](const TensorView &in_cache, const float *cleared) {
+        const int64_t padded = plan_.padded_keys;
+        KernelBuffer buffer(cleared ? cleared : in_cache.data(), DType::f32);
+        return buffer.dim(padded, 1)
+            .dim(Hkv, cleared ? padded : in_cache.stride(1))
+            .dim(B, cleared ? Hkv * padded : in_cache.stride(0));
+      };
+      all.key_scales = scales(args_.cache->key_scales(), plan_.key_scales);
+      all.value_scales = scales(args_.cache->value_scales(), plan_.value_scales);
+    }
 
     all.row_begin = of_tokens(plan_.row_begin, DType::i32, Tq, Tq, plan_.rows_per_batch);
     all.row_end = of_tokens(plan_.row_end, DType::i32, Tq, Tq, plan_.rows_per_batch);
@@ -274,6 +291,22 @@ class Attend {
     }
   }
 
+  // The same for a cache of 8-bit integers, which are finite themselves.
+  void copy_cleared_scales() const {
+    const auto copy_one = [&](const TensorView &from, float *to) {
+      for (int64_t b = 0; b < shape_.batch; ++b) {
+        const uint8_t *visible = plan_.visible + (plan_.key_masks_per_batch ? b * shape_.keys : 0);
+        for (int64_t h = 0; h < shape_.kv_heads; ++h, to += plan_.padded_keys) {
+          const float *scales = from.as<float>() + b * from.stride(0) + h * from.stride(1);
+          for (int64_t j = 0; j < plan_.padded_keys; ++j)
+            to[j] = j < shape_.keys && visible[j] ? scales[j] : 0.0f;
+        }
+      }
+    };
+    copy_one(args_.cache->key_scales(), plan_.key_scales);
+    copy_one(args_.cache->value_scales(), plan_.value_scales);
+  }
+
   // Batches and queries in as few calls as 32-bit offsets allow.
   void attend(Buffers &all, int64_t batches, int64_t queries) {
     if (!all.fit() && batches > 1) {
@@ -299,6 +332,7 @@ class Attend {
     call.set("row_heads", static_cast<int32_t>(row_heads)).set("group", static_cast<int32_t>(problem_.group));
     call.set("split_blocks", static_cast<int32_t>(plan_.split_blocks));
     call.set("q", all.q).set("keys", all.keys).set("values", all.values);
+    if (all.key_scales.data) call.set("key_scales", all.key_scales).set("value_scales", all.value_scales);
     call.set("row_begin", all.row_begin).set("row_end", all.row_end);
     call.set("has_masks", has_masks).set("has_key_bias", plan_.key_bias != nullptr);
     call.set("has_add", plan_.add.given()).set("has_dense", plan_.dense.given());

@@ -31,14 +31,15 @@ class Finder : public KernelFinder {
     if (out.tabulated && args_.softcap > 0) return false;
     const AttendShape &shape = problem_.shape;
 
-    KernelQuery query = attention("decode", out.tabulated);
+    const bool int8 = args_.cache && args_.cache->format() == CacheFormat::int8;
+    KernelQuery query = attention(int8 ? "decode_i8" : "decode", out.tabulated);
     if (args_.cache) {
       query.head_dim = args_.cache->layout().head_dim;
       query.exact_head_dim = true;
     }
     if (shape.queries == 1 || shape.queries * problem_.group <= kMostDecodeRows) find_decode(query, out);
     if (!out.decode) {
-      query.kind = "prefill";
+      query.kind = int8 ? "prefill_i8" : "prefill";
       out.attention = found(query);
     }
     if (!out.attention) return false;
@@ -196,7 +197,11 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
     constexpr int64_t kGroupBytes = 1 << 20;
     plan.batch_group = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(batch_bytes, 1), 1, B);
   }
-  if (plan.pack || plan.clear_hidden) {
+  if (plan.clear_hidden && args.cache->format() == CacheFormat::int8) {
+    // Zero scales make zeros of hidden rows.
+    plan.key_scales = workspace.take<float>(workspace_product({B, Hkv, plan.padded_keys}));
+    plan.value_scales = workspace.take<float>(workspace_product({B, Hkv, plan.padded_keys}));
+  } else if (plan.pack || plan.clear_hidden) {
     const int64_t bytes = workspace_product({plan.batch_group, Hkv, plan.padded_keys, plan.layout.head_dim, size});
     plan.keys = workspace.take_bytes(bytes);
     if (!plan.values_in_place) plan.values = workspace.take_bytes(bytes);

@@ -42,6 +42,7 @@ struct AttendPlan : ResultPlan {
   RotationTables q_rotation, k_rotation;
   void *q_rotated, *k_rotated;  // (d, token, head, batch), dense
   void *keys, *values;          // packed; with a cache, only if hidden rows must be cleared
+  float *key_scales, *value_scales;  // of a cache of 8-bit integers, if hidden rows must be cleared
   bool pack, clear_hidden;
   bool values_in_place;  // they lie as packed ones would
 };

@@ -123,6 +123,9 @@ AttendShape check_streams(const AttendArgs &args) {
     if (cache.dtype() != args.query.dtype()) {
       fail("cache: expected type ", name_of(args.query.dtype()), ", got ", name_of(cache.dtype()));
     }
+    if (cache.format() == CacheFormat::int8 && args.need_weights != Weights::none) {
+      fail("need_weights: expected none with a cache of 8-bit integers");
+    }
     shape.kv_heads = cache.kv_heads();
     shape.keys = cache.length();
     shape.value_dim = cache.value_dim();

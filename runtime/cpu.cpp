@@ -37,24 +37,46 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl");
 }
+
+bool bit(unsigned word, int i) { return (word >> i & 1) != 0; }
+
+// AVX-512 with products of bfloat16 pairs, and what every CPU but Cooper Lake has that has them.
+bool has_avx512_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!has_avx512() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  const bool bmi = bit(b, 3), bmi2 = bit(b, 8), ifma = bit(b, 21), vbmi = bit(c, 1), vbmi2 = bit(c, 6),
+             gfni = bit(c, 8), vnni = bit(c, 11), bitalg = bit(c, 12), vpopcnt = bit(c, 14);
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return false;
+  const bool avx512_bf16 = bit(a, 5);
+  return bmi && bmi2 && ifma && vbmi && vbmi2 && gfni && vnni && bitalg && vpopcnt && avx512_bf16;
+}
+
+// Everything that a compiler takes for granted on Zen 4, which is what Halide's smallest target with products
+// of bfloat16 stands for: SSE4A, LZCNT and MOVBE, too.
+bool has_zen4() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!has_avx512_bf16() || __get_cpuid(1, &a, &b, &c, &d) == 0) return false;
+  const bool movbe = bit(c, 22), popcnt = bit(c, 23);
+  if (__get_cpuid(0x80000001, &a, &b, &c, &d) == 0) return false;
+  const bool lzcnt = bit(c, 5), sse4a = bit(c, 6);
+  return movbe && popcnt && lzcnt && sse4a;
+}
 #else
 bool has_sse41() { return false; }
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
+bool has_zen4() { return false; }
 #endif
 
 #if defined(__x86_64__) && defined(__linux__)
 // Everything that Halide takes for granted on Sapphire Rapids, the first CPU with AMX.
 bool has_sapphire_rapids() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  const auto bit = [](unsigned word, int i) { return (word >> i & 1) != 0; };
-  if (!has_avx512() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  const bool ifma = bit(b, 21), vbmi = bit(c, 1), vbmi2 = bit(c, 6), vnni = bit(c, 11), bitalg = bit(c, 12),
-             vpopcnt = bit(c, 14), amx_bf16 = bit(d, 22), amx_tile = bit(d, 24), amx_int8 = bit(d, 25);
+  if (!has_avx512_bf16() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  const bool amx_bf16 = bit(d, 22), amx_tile = bit(d, 24), amx_int8 = bit(d, 25);
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return false;
-  const bool avx_vnni = bit(a, 4), avx512_bf16 = bit(a, 5);
-  return ifma && vbmi && vbmi2 && vnni && bitalg && vpopcnt && amx_bf16 && amx_tile && amx_int8 && avx_vnni &&
-         avx512_bf16;
+  const bool avx_vnni = bit(a, 4);
+  return amx_bf16 && amx_tile && amx_int8 && avx_vnni;
 }
 
 // Linux gives a process the tiles' 8 KB of state in each thread only if it asks, which is for good; threads
@@ -92,6 +114,7 @@ const char *lacks() {
 }
 
 constexpr CpuTarget kTargets[kNumCpuTargets] = {{"amx", 32, lacks_amx, "avx512"},
+                                                {"avx512bf16", 32, lacks<has_zen4>, "avx512"},
                                                 {"avx512", 32, lacks<has_avx512>, nullptr},
                                                 {"avx2", 16, lacks<has_avx2>, nullptr},
                                                 {"sse41", 8, lacks<has_sse41>, nullptr}};

@@ -18,7 +18,7 @@ struct CpuTarget {
   const char *rest;
   bool available() const { return lacks() == nullptr; }
 };
-constexpr int kNumCpuTargets = 4;
+constexpr int kNumCpuTargets = 5;
 const CpuTarget &cpu_target(int index);
 
 // Index of a target, or -1 if no target is called that.

@@ -17,7 +17,7 @@ struct KernelInfo {
   const char *branches;  // branch set joined by '+', sorted, or "none"
   int32_t head_dim;      // 0 where it does not matter
   const char *type;      // "f32", "bf16", "f16"
-  const char *target;    // "sse41", "avx2", "avx512"
+  const char *target;    // "sse41", "avx2", "avx512", ...
   int64_t size;          // bytes of its object file
   int (*call)(void **arguments);
   const halide_filter_metadata_t *(*metadata)();
@@ -32,7 +32,7 @@ struct KernelTable {
 
 const std::vector<const KernelInfo *> &all_kernels();
 
-// Targets best first, e.g. {"amx", "avx512", "avx2", "sse41"}.
+// Targets best first, e.g. {"amx", "avx512bf16", "avx512", "avx2", "sse41"}.
 struct TargetInfo {
   const char *name;
   bool cpu_has_it;     // this CPU and its operating system run it

@@ -1,12 +1,14 @@
 #include "runtime/kv_cache.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "runtime/cpu.h"
 #include "runtime/dispatch.h"
 #include "runtime/error.h"
+#include "runtime/int8_rows.h"
 #include "runtime/packed_buffers.h"
 
 namespace posattn {
@@ -16,9 +18,10 @@ constexpr int64_t kMaxHeadDim = 256;
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-const Kernel &pack_kernel(DType type, int64_t head_dim) {
+// Whose form the cache takes: the one that packs, or where nothing is packed the one that reads.
+const Kernel &layout_kernel(const char *kind, DType type, int64_t head_dim) {
   KernelQuery query;
-  query.kind = "pack_keys";
+  query.kind = kind;
   query.type = type;
   query.head_dim = head_dim;
   const TargetList targets = usable_targets();
@@ -58,15 +61,19 @@ bool any_nonfinite(const TensorView &rows) {
 }  // namespace
 
 KvCache::KvCache(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int64_t capacity,
-                 DType type)
+                 DType type, CacheFormat format)
     : batch_(batch),
       kv_heads_(kv_heads),
       head_dim_(head_dim),
       value_dim_(value_dim),
       capacity_(capacity),
-      type_(type) {
+      type_(type),
+      format_(format) {
   if (type != DType::f32 && type != DType::bf16 && type != DType::f16) {
     fail("cache: expected type f32, bf16 or f16, got ", name_of(type));
+  }
+  if (format == CacheFormat::int8 && type != DType::f32) {
+    fail("cache: expected type f32 for a cache of 8-bit integers, got ", name_of(type));
   }
   if (batch < 0) fail("cache: expected a batch of at least 0, got ", batch);
   if (kv_heads < 1) fail("cache: expected at least 1 head, got ", kv_heads);
@@ -80,12 +87,18 @@ KvCache::KvCache(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t valu
   if (capacity < 0 || capacity > kMostTokens) {
     fail("cache: expected a capacity of 0 to ", kMostTokens, ", got ", capacity);
   }
-  const Kernel &pack = pack_kernel(type, std::max(head_dim, value_dim));
-  target_ = pack.target;
-  layout_ = packed_layout(pack, cpu_target(target_).key_lanes);
+  const bool int8 = format == CacheFormat::int8;
+  const Kernel &kernel =
+      layout_kernel(int8 ? "decode_i8" : "pack_keys", type, std::max(head_dim, value_dim));
+  target_ = kernel.target;
+  const int64_t lanes = cpu_target(target_).key_lanes;
+  layout_ = int8 ? PackedLayout{lanes, kernel.info->head_dim, 1} : packed_layout(kernel, lanes);
   const int64_t tiles = round_up(capacity, layout_.lanes) / layout_.lanes;
-  keys_ = Tensor(type, {batch, kv_heads, tiles, layout_.tile_size()});
-  values_ = Tensor(type, {batch, kv_heads, tiles, layout_.tile_size()});
+  keys_ = Tensor(stored_type(), {batch, kv_heads, tiles, layout_.tile_size()});
+  values_ = Tensor(stored_type(), {batch, kv_heads, tiles, layout_.tile_size()});
+  if (!int8) return;
+  key_scales_ = Tensor(DType::f32, {batch, kv_heads, tiles * layout_.lanes});
+  value_scales_ = Tensor(DType::f32, {batch, kv_heads, tiles * layout_.lanes});
 }
 
 TensorView KvCache::packed_keys() const {
@@ -94,6 +107,50 @@ TensorView KvCache::packed_keys() const {
 
 TensorView KvCache::packed_values() const {
   return static_cast<const TensorView &>(values_.view()).slice(2, 0, num_tiles());
+}
+
+TensorView KvCache::key_scales() const {
+  return static_cast<const TensorView &>(key_scales_.view()).slice(2, 0, num_tiles() * layout_.lanes);
+}
+
+TensorView KvCache::value_scales() const {
+  return static_cast<const TensorView &>(value_scales_.view()).slice(2, 0, num_tiles() * layout_.lanes);
+}
+
+template <typename Index>
+Tensor KvCache::rows_of(const Tensor &packed, const Tensor &scales, int64_t dim, const Index &index) const {
+  Tensor rows(DType::f32, {batch_, kv_heads_, length_, dim});
+  float *to = rows.as<float>();
+  for (int64_t b = 0; b < batch_; ++b) {
+    for (int64_t h = 0; h < kv_heads_; ++h) {
+      const int64_t head = b * packed.view().stride(0) + h * packed.view().stride(1);
+      for (int64_t t = 0; t < length_; ++t) {
+        for (int64_t d = 0; d < dim; ++d) {
+          const int64_t at = head + index(t, d);
+          if (format_ == CacheFormat::int8) {
+            *to++ = scales.as<float>()[b * scales.view().stride(0) + h * scales.view().stride(1) + t] *
+                    static_cast<float>(packed.as<int8_t>()[at]);
+          } else if (type_ == DType::f32) {
+            *to++ = packed.as<float>()[at];
+          } else {
+            const uint16_t bits = packed.as<uint16_t>()[at];
+            *to++ = type_ == DType::bf16 ? bf16_to_float(bits) : f16_to_float(bits);
+          }
+        }
+      }
+    }
+  }
+  return rows;
+}
+
+Tensor KvCache::key_rows() const {
+  return rows_of(keys_, key_scales_, head_dim_,
+                 [this](int64_t at, int64_t d) { return layout_.key_index(at, d); });
+}
+
+Tensor KvCache::value_rows() const {
+  return rows_of(values_, value_scales_, value_dim_,
+                 [this](int64_t at, int64_t d) { return layout_.value_index(at, d); });
 }
 
 void KvCache::check_append(const TensorView &key, const TensorView &value) const {
@@ -154,6 +211,7 @@ void KvCache::append(const TensorView &key, const TensorView &value) {
     length_ += tokens;
     return;
   }
+  if (format_ == CacheFormat::int8) return append_int8(key, value);
   const bool nonfinite = nonfinite_ || any_nonfinite(key) || any_nonfinite(value);
   // Single rows up to a whole tile, whole tiles, single rows again.
   const int64_t lanes = layout_.lanes, head = std::min(tokens, round_up(length_, lanes) - length_);
@@ -180,6 +238,29 @@ void KvCache::append(const TensorView &key, const TensorView &value) {
     throw;
   }
   nonfinite_ = nonfinite;
+}
+
+void KvCache::append_int8(const TensorView &key, const TensorView &value) {
+  int8_t row[kMaxHeadDim];
+  const auto append = [&](const Tensor &packed, const Tensor &scales, const TensorView &rows,
+                          const auto &index) {
+    for (int64_t b = 0; b < batch_; ++b) {
+      for (int64_t h = 0; h < kv_heads_; ++h) {
+        int8_t *to = packed.as<int8_t>() + b * packed.view().stride(0) + h * packed.view().stride(1);
+        float *scale = scales.as<float>() + b * scales.view().stride(0) + h * scales.view().stride(1);
+        const float *from = rows.as<float>() + b * rows.stride(0) + h * rows.stride(1);
+        for (int64_t t = 0; t < rows.size(2); ++t) {
+          const int64_t at = length_ + t;
+          scale[at] = quantize_row(from + t * rows.stride(2), rows.size(3), row);
+          nonfinite_ |= std::isnan(scale[at]);
+          for (int64_t d = 0; d < rows.size(3); ++d) to[index(at, d)] = row[d];
+        }
+      }
+    }
+  };
+  append(keys_, key_scales_, key, [this](int64_t at, int64_t d) { return layout_.key_index(at, d); });
+  append(values_, value_scales_, value, [this](int64_t at, int64_t d) { return layout_.value_index(at, d); });
+  length_ += key.size(2);
 }
 
 void KvCache::append_tiles(const TensorView &key, const TensorView &value) {
@@ -219,11 +300,20 @@ void KvCache::truncate(int64_t length) {
   if (length < 0 || length > length_) {
     fail("cache: expected a length of 0 to ", length_, " to truncate to, got ", length);
   }
-  // The rest of the last tile becomes zero; later tiles do when they are entered again.
+  // The rest of the last tile becomes zero; later tiles do when they are entered again. A scale of zero makes
+  // zeros of whatever bytes it is for.
   const size_t size = static_cast<size_t>(size_of(type_));
-  const int64_t end = std::min(round_up(length, layout_.lanes), round_up(length_, layout_.lanes));
+  const bool int8 = format_ == CacheFormat::int8;
+  const int64_t end = int8 ? length_ : std::min(round_up(length, layout_.lanes), round_up(length_, layout_.lanes));
   for (int64_t b = 0; b < batch_; ++b) {
     for (int64_t h = 0; h < kv_heads_; ++h) {
+      if (int8) {
+        for (const Tensor *scales : {&key_scales_, &value_scales_}) {
+          float *of_head = scales->as<float>() + b * scales->view().stride(0) + h * scales->view().stride(1);
+          std::fill(of_head + length, of_head + end, 0.0f);
+        }
+        continue;
+      }
       const auto head_of = [&](const Tensor &packed) {
         return packed.as<char>() +
                static_cast<size_t>(b * packed.view().stride(0) + h * packed.view().stride(1)) * size;
@@ -263,8 +353,9 @@ void KvCache::reorder(const TensorView &source_rows) {
   // A piece of every row at a time: gathered, then written back.
   constexpr size_t kPiece = 1 << 14;
   std::vector<char> pieces(kPiece * static_cast<size_t>(batch_));
-  const size_t size = static_cast<size_t>(size_of(type_));
-  const auto permute = [&](const MutableTensorView &memory, size_t used) {
+  const auto permute = [&](const MutableTensorView &memory, int64_t elements) {
+    const size_t size = static_cast<size_t>(size_of(memory.dtype()));
+    const size_t used = static_cast<size_t>(elements) * size;
     const size_t row_bytes = static_cast<size_t>(memory.stride(0)) * size;
     for (int64_t h = 0; h < kv_heads_; ++h) {
       char *base = memory.as<char>() + static_cast<size_t>(h * memory.stride(1)) * size;
@@ -278,9 +369,11 @@ void KvCache::reorder(const TensorView &source_rows) {
       }
     }
   };
-  const size_t used = static_cast<size_t>(num_tiles() * layout_.tile_size()) * size;
-  permute(keys_.view(), used);
-  permute(values_.view(), used);
+  permute(keys_.view(), num_tiles() * layout_.tile_size());
+  permute(values_.view(), num_tiles() * layout_.tile_size());
+  if (format_ != CacheFormat::int8) return;
+  permute(key_scales_.view(), length_);
+  permute(value_scales_.view(), length_);
 }
 
 }  // namespace posattn

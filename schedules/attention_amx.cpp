@@ -48,17 +48,8 @@ TuningSpace attention_tuning_space_amx(int head_dim) {
 void schedule_attention_amx(AttentionFuncs &f, const AttentionTiles &tiles, Pipeline pipeline) {
   const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
   const int D = tiles.head_dim, rows = tiles.query_block, key_tiles = tiles.key_block / kKeyLanes;
-  Var ob("ob"), oi("oi");
-
-  // A task is one block of rows of one head; neighbouring tasks share their keys and values.
-  const auto into_tasks = [&, &row = row, &split = split, &head = head, &batch = batch](Func g) {
-    g.split(row, ob, oi, rows, TailStrategy::GuardWithIf);
-    for (const Var &v : {ob, split, head, batch}) g.parallel(v).never_partition(v);
-  };
-  into_tasks(f.out);
-  into_tasks(f.lse);
-  f.out.reorder(d, oi, ob, split, head, batch).vectorize(d, kLanes, TailStrategy::GuardWithIf);
-  f.lse.reorder(oi, ob, split, head, batch).compute_with(f.out, ob);
+  const auto &[per_task, per_row] = schedule_tasks(f, rows, kLanes);
+  const LoopLevel per_block(f.state, f.rb.x);
 
   // On the stack, of a size that is known now: with tiles in use, every call costs their configuration.
   const Var *const singles[] = {&block, &split, &row_block, &head, &batch};
@@ -70,8 +61,6 @@ void schedule_attention_amx(AttentionFuncs &f, const AttentionTiles &tiles, Pipe
       }
     }
   };
-  const LoopLevel per_task(f.out, ob), per_block(f.state, f.rb.x);
-
   local(f.range, per_task);
   f.range.update().unroll(f.block_rows.x, 4);
 
@@ -120,7 +109,7 @@ void schedule_attention_amx(AttentionFuncs &f, const AttentionTiles &tiles, Pipe
     g.bound_extent(row, rows);
   }
   f.total.update().atomic().vectorize(f.rx.x);
-  local(f.result, LoopLevel(f.out, oi));
+  local(f.result, per_row);
   f.result.bound_extent(d, D).vectorize(d, kLanes).unroll(d);
 
   pipeline.add_custom_lowering_pass(new lowering::LowerTileMatmuls(

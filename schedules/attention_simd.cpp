@@ -82,32 +82,35 @@ TuningSpace attention_tuning_space(const Machine &machine, int head_dim, bool de
   return space;
 }
 
+TaskLevels schedule_tasks(AttentionFuncs &f, int query_block, int lanes) {
+  const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
+  Var ob("ob"), oi("oi");
+  for (Func g : {f.out, f.lse}) {
+    g.split(row, ob, oi, query_block, TailStrategy::GuardWithIf);
+    for (const Var &v : {ob, split, head, batch}) g.parallel(v).never_partition(v);
+  }
+  f.out.reorder(d, oi, ob, split, head, batch).vectorize(d, lanes, TailStrategy::GuardWithIf);
+  f.lse.reorder(oi, ob, split, head, batch).compute_with(f.out, ob);
+  return {LoopLevel(f.out, ob), LoopLevel(f.out, oi)};
+}
+
 void schedule_attention(AttentionFuncs &f, const Machine &machine, const AttentionTiles &tiles) {
   const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
   const int D = tiles.head_dim, lanes = machine.lanes, key_lanes = machine.key_lanes, rows = tiles.rows;
   const int key_tiles = tiles.key_block / key_lanes, query_block = tiles.query_block;
-  Var ob("ob"), oi("oi"), ro("ro"), ri("ri"), di("di"), dt("dt"), rs("rs");
+  const int numbers = f.on_dots ? machine.pairs : 1;  // in an element of queries and weights
+  Var ro("ro"), ri("ri"), di("di"), dt("dt"), rs("rs");
 
-  // A task is one block of rows of one head; neighbouring tasks share their keys and values.
-  const auto into_tasks = [&, &row = row, &split = split, &head = head, &batch = batch](Func g) {
-    g.split(row, ob, oi, query_block, TailStrategy::GuardWithIf);
-    for (const Var &v : {ob, split, head, batch}) g.parallel(v).never_partition(v);
-  };
-  into_tasks(f.out);
-  into_tasks(f.lse);
-  f.out.reorder(d, oi, ob, split, head, batch).vectorize(d, lanes, TailStrategy::GuardWithIf);
-  f.lse.reorder(oi, ob, split, head, batch).compute_with(f.out, ob);
+  const auto &[per_task, per_row] = schedule_tasks(f, query_block, lanes);
 
   // Small and of fixed size: all but the state and the query's rows is used and forgotten within a block of
   // keys.
   const auto local = [&](Func g, const LoopLevel &level) { g.compute_at(level).store_in(MemoryType::Stack); };
-  const LoopLevel per_task(f.out, ob);
-
   local(f.range, per_task);
   f.range.update().unroll(f.block_rows.x, 4);
 
   local(f.query, per_task);
-  f.query.bound_storage(row, query_block).bound_extent(d, D).vectorize(d, lanes);
+  f.query.bound_storage(row, query_block).bound_extent(d, D / numbers).vectorize(d, lanes);
   f.query.specialize(f.full_head_dim);
 
   local(f.state, per_task);
@@ -154,7 +157,8 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   }
 
   local(f.weight, per_block);
-  f.weight.bound_storage(row, query_block).bound_extent(lane, key_lanes).bound_extent(tile, key_tiles);
+  f.weight.bound_storage(row, query_block).bound_extent(lane, key_lanes / numbers);
+  f.weight.bound_extent(tile, key_tiles);
   f.weight.update().reorder(lane, f.tiles, row).vectorize(lane, lanes).unroll(lane);
   local(f.sum, LoopLevel(f.state, row));
   f.sum.bound_extent(x, lanes).vectorize(x);
@@ -174,7 +178,7 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
   local(f.weighted, LoopLevel(f.block_output, ro));
   f.weighted.vectorize(d, lanes).unroll(d).unroll(row);
   Stage update = f.weighted.update();
-  if (machine.pairs == 2) {
+  if (machine.pairs == 2 && !f.on_dots) {
     // Keys that share words, one after the other.
     RVar half("half"), word("word");
     update.split(f.rv.x, half, word, key_lanes / 2).reorder(d, row, half, word, f.rv.y).unroll(half);
@@ -188,7 +192,7 @@ void schedule_attention(AttentionFuncs &f, const Machine &machine, const Attenti
     g.bound_storage(row, query_block);
   }
   f.total.update().atomic().vectorize(f.rx.x);
-  local(f.result, LoopLevel(f.out, oi));
+  local(f.result, per_row);
   f.result.bound_extent(d, D).vectorize(d, lanes).unroll(d);
 }
 

@@ -23,6 +23,7 @@ struct AttentionFuncs {
   Halide::RDom tiles, rd, rk, rs, ry, rv, rb, rx, block_rows;
   std::vector<Halide::RDom> passes;
   bool on_tiles = false;       // products of bfloat16 on AMX tiles, weights in words of two
+  bool on_dots = false;        // products of pairs of bfloat16: queries and weights in words of two
   Halide::Expr single_row;     // the kernel is called with one row
   Halide::Expr has_offsets;    // a tabulated bias is added to the products
   Halide::Expr full_head_dim;  // no padding of the head dimension is needed
@@ -39,6 +40,12 @@ struct AttentionTiles {
 };
 AttentionTiles attention_tiles(const Machine &machine, int head_dim, bool decode);
 TuningSpace attention_tuning_space(const Machine &machine, int head_dim, bool decode);
+
+// A task is one block of rows of one head; neighbouring tasks share their keys and values.
+struct TaskLevels {
+  Halide::LoopLevel task, row;  // once a task; once a row of its output
+};
+TaskLevels schedule_tasks(AttentionFuncs &f, int query_block, int lanes);
 
 void schedule_attention(AttentionFuncs &f, const Machine &machine, const AttentionTiles &tiles);
 

@@ -13,6 +13,7 @@ struct Machine {
   int rows;  // rows of the register tile: rows * key_lanes / lanes accumulators + operands fill the registers
   int pairs;  // 16-bit numbers that are multiplied and summed together; packed keys and values hold them so
   bool amx;   // matrix products in bfloat16 on AMX tiles
+  bool dots = false;  // an instruction that adds the two products of two pairs of bfloat16 to a float
 };
 
 // Vector registers of the instruction set.
@@ -25,6 +26,7 @@ inline Machine machine(const Halide::Target &target) {
   // A warp.
   if (target.has_gpu_feature()) return {32, 32, 8, 1, false};
   if (target.has_feature(Target::AVX512_SapphireRapids)) return {16, 32, 12, 2, true};
+  if (target.has_feature(Target::AVX512_Zen4)) return {16, 32, 12, 2, false, true};
   if (target.has_feature(Target::AVX512_Skylake)) return {16, 32, 12, 1, false};
   if (target.has_feature(Target::AVX2)) return {8, 16, 6, 1, false};
   return {4, 8, 4, 1, false};

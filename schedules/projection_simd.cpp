@@ -30,7 +30,7 @@ void schedule_case(Stage stage, Func out, ProjectionFuncs &f, const Expr &has_ad
       .parallel(task);
   f.staged.compute_at(out, task)
       .reorder(k, chunk, i, t)
-      .bound_extent(k, f.on_tiles ? kProjectionAmxDepth : kProjectionDepth)
+      .bound_extent(k, f.on_tiles ? kProjectionPairsDepth : kProjectionDepth)
       .bound_extent(i, height)
       .vectorize(k, lanes)
       .unroll(k);
@@ -51,7 +51,7 @@ void schedule_case(Stage stage, Func out, ProjectionFuncs &f, const Expr &has_ad
   // The register tile.
   f.part.unroll(i);
   by_vectors(f.part);
-  by_vectors(f.part.update().reorder(lane, i, f.r.x, f.r.y).unroll(i).unroll(f.r.x, 4));
+  by_vectors(f.part.update().reorder(lane, i, f.r.x, f.r.y).unroll(i).unroll(f.r.x, f.on_dots ? 2 : 4));
   if (f.convert_panel) {
     f.weight.compute_at(f.tiles, p).hoist_storage(out, task).bound_extent(p, 1).bound_extent(lane, width);
     by_vectors(f.weight);

@@ -10,8 +10,8 @@
 
 namespace posattn::schedules {
 
-// Inputs are staged in chunks of this many: a cache line.
-constexpr int kProjectionDepth = 16;
+// Inputs are staged in chunks of this many: a cache line of float32, or of bfloat16 that is multiplied as such.
+constexpr int kProjectionDepth = 16, kProjectionPairsDepth = 32;
 
 struct ProjectionTile {
   int rows, features;
@@ -20,7 +20,6 @@ struct ProjectionTile {
 
 // Where AMX tiles multiply bfloat16: 2 x 2 tiles of sums, and for few rows 1 x 2.
 constexpr ProjectionTile kProjectionAmx = {32, 32, 16, 0}, kProjectionAmxFew = {16, 32, 16, 0};
-constexpr int kProjectionAmxDepth = 32;  // in place of kProjectionDepth
 
 // 8 x 48 on AVX-512 loads the least for each multiplication among the tiles of 24 accumulators. Alone on a
 // core 12 x 32 is as fast, at 86 to 88 % of the peak of multiply-adds; beside a busy hyperthread it is 6 %
@@ -48,6 +47,7 @@ struct ProjectionFuncs {
   int span_panels = 1;                    // results of so many go out together
   bool convert_panel = false;             // to float32, for all rows at once
   bool on_tiles = false;                  // products of bfloat16 on AMX tiles
+  bool on_dots = false;                   // products of pairs of bfloat16: inputs and weights in words of two
   int sum_chunks = 0;                     // of `part`, at most
 };
 

@@ -32,14 +32,15 @@ double at(const TensorView &view, std::initializer_list<int64_t> index) {
 
 void expect_linear(const TensorView &x, const TensorView &weight, const TensorView &bias,
                    const TensorView &addend, const TensorView &y, double rounding) {
-  const bool on_amx = x.dtype() == DType::bf16 && current_target() == std::string("amx");
+  const std::string target = current_target();
+  const bool multiplies_bf16 = x.dtype() == DType::bf16 && (target == "amx" || target == "avx512bf16");
   for (int64_t b = 0; b < x.size(0); b++) {
     for (int64_t t = 0; t < x.size(1); t++) {
       for (int64_t n = 0; n < weight.size(0); n++) {
         double sum = bias.empty() ? 0 : at(bias, {n}), magnitude = std::fabs(sum);
         for (int64_t k = 0; k < weight.size(1); k++) {
           double value = at(x, {b, t, k}) + (addend.empty() ? 0 : at(addend, {b, t, k}));
-          if (on_amx) value = bf16_to_float(float_to_bf16(float(value)));  // what its tiles multiply
+          if (multiplies_bf16) value = bf16_to_float(float_to_bf16(float(value)));
           sum += value * at(weight, {n, k}), magnitude += std::fabs(value * at(weight, {n, k}));
         }
         ASSERT_NEAR(at(y, {b, t, n}), sum, 4e-7 * magnitude + rounding * std::fabs(sum)) << b << t << n;
@@ -133,7 +134,7 @@ TEST_P(LinearOnTarget, Threads) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, LinearOnTarget, ::testing::Values("sse41", "avx2", "avx512", "amx"),
+INSTANTIATE_TEST_SUITE_P(Targets, LinearOnTarget, ::testing::Values("sse41", "avx2", "avx512", "avx512bf16", "amx"),
                          [](const auto &info) { return std::string(info.param); });
 
 template <typename Call>

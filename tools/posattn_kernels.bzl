@@ -7,6 +7,7 @@ load(":halide.bzl", "halide_compile", "halide_program")
 # The machines that kernels are compiled for, best first. A program takes the first that it holds and the CPU has.
 TARGETS = {
     "amx": "x86-64-linux-avx-avx2-avx512-avx512_cannonlake-avx512_sapphirerapids-avx512_skylake-avx512_zen4-f16c-fma-sse41",
+    "avx512bf16": "x86-64-linux-avx-avx2-avx512-avx512_cannonlake-avx512_skylake-avx512_zen4-f16c-fma-sse41",
     "avx512": "x86-64-linux-avx-avx2-avx512-avx512_skylake-f16c-fma-sse41",
     "avx2": "x86-64-linux-avx-avx2-f16c-fma-sse41",
     "sse41": "x86-64-linux-sse41",
@@ -33,6 +34,7 @@ _FEATURES = "-no_runtime-no_asserts-no_bounds_query"
 # Those for one storage type alone: for others they would be the next target's kernels once more.
 _TARGET_TYPES = {
     "amx": "bf16",
+    "avx512bf16": "bf16",
 }
 
 # Storage types, and what Halide calls them.
@@ -89,6 +91,21 @@ _KINDS = {
         head_dim = True,
         params = {"decode": "true"},
     ),
+    # The same over a cache of 8-bit integers: see KvCache. Only where asked for.
+    "prefill_i8": _kind(
+        "attention",
+        branches = "sets",
+        head_dim = True,
+        params = {"decode": "false", "int8_cache": "true"},
+        types = ["f32"],
+    ),
+    "decode_i8": _kind(
+        "attention",
+        branches = "sets",
+        head_dim = True,
+        params = {"decode": "true", "int8_cache": "true"},
+        types = ["f32"],
+    ),
     # Joins the split keys' partial results.
     "merge": _kind("merge", cuda = {}, head_dim = True),
     # Attention weights, when a caller asks for them.
@@ -109,7 +126,11 @@ _KINDS = {
     "rotation": _kind("tables", cpu = False, cuda = {}, generator = "rotation", types = ["f32"]),
 }
 
+_OPTIONAL_KINDS = ["prefill_i8", "decode_i8"]
+
 def _has_kernels(kind, type, target):
+    if kind in _OPTIONAL_KINDS and target in _TARGET_TYPES:
+        return False
     if target in _TENSOR_TARGETS:
         return _KINDS[kind].tensor != None and type != "f32"
     return _KINDS[kind].cuda != None if target in CUDA_TARGETS else _KINDS[kind].cpu
@@ -307,7 +328,7 @@ def posattn_kernels(
         head_dims = [64],
         types = ["f32"],
         targets = TARGETS.keys(),
-        kinds = _KINDS.keys(),
+        kinds = [kind for kind in _KINDS if kind not in _OPTIONAL_KINDS],
         branch_deps = [],
         prefix = None,
         tuned = TUNED,
@@ -322,8 +343,10 @@ def posattn_kernels(
         "alibi+relative", ...
       head_dims: sizes of a head. A smaller one is served by the next larger, padded.
       types: storage types: "f32", "bf16", "f16".
-      targets: names in TARGETS, or in CUDA_TARGETS for kernels that run on GPUs. "amx" has kernels of bf16 only.
-      kinds: kinds of kernels to leave out those that the program never calls; all by default.
+      targets: names in TARGETS, or in CUDA_TARGETS for kernels that run on GPUs. "amx" and "avx512bf16" have
+        kernels of bf16 only.
+      kinds: kinds of kernels to leave out those that the program never calls. By default all but "prefill_i8" and
+        "decode_i8", which attend to caches of 8-bit integers (f32 only).
       branch_deps: cc_library targets (alwayslink = True) that define more branches by posattn::RegisterBranch.
       prefix: of the kernels' C symbols; it must be unique in a program. Made of the package and name by default.
       tuned: the schedules' parameters, as of a repository that tuned_schedules() makes of an application's own files;

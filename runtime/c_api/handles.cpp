@@ -82,6 +82,24 @@ posattn_status posattn_cache_create_for_layer(const posattn_layer *layer, int64_
   });
 }
 
+posattn_status posattn_cache_create_int8(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t value_dim,
+                                         int64_t capacity, posattn_cache **cache) {
+  return guarded([&] {
+    required(cache, "cache");
+    *cache = new posattn_cache{posattn::KvCache(batch, kv_heads, head_dim, value_dim, capacity,
+                                                posattn::DType::f32, posattn::CacheFormat::int8)};
+  });
+}
+
+posattn_status posattn_cache_create_int8_for_layer(const posattn_layer *layer, int64_t batch, int64_t capacity,
+                                                   posattn_cache **cache) {
+  return guarded([&] {
+    required(cache, "cache");
+    *cache = new posattn_cache{
+        required(layer, "layer").layer.make_cache(batch, capacity, posattn::CacheFormat::int8)};
+  });
+}
+
 void posattn_cache_free(posattn_cache *cache) { delete cache; }
 
 int64_t posattn_cache_length(const posattn_cache *cache) { return cache ? cache->cache.length() : 0; }

@@ -33,8 +33,8 @@ ForwardResult PositionalAttentionBase::forward(const ForwardArgs &args) const {
   return result;
 }
 
-KvCache PositionalAttentionBase::make_cache(int64_t batch, int64_t capacity) const {
-  return KvCache(batch, num_kv_heads(), head_dim(), head_dim(), capacity, dtype());
+KvCache PositionalAttentionBase::make_cache(int64_t batch, int64_t capacity, CacheFormat format) const {
+  return KvCache(batch, num_kv_heads(), head_dim(), head_dim(), capacity, dtype(), format);
 }
 
 }  // namespace posattn

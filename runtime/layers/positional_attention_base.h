@@ -81,7 +81,7 @@ class PositionalAttentionBase {
   virtual std::string branches() const { return "none"; }  // for people, e.g. "relative+rope"
 
   int64_t head_dim() const { return embed_dim() / num_heads(); }
-  KvCache make_cache(int64_t batch, int64_t capacity) const;
+  KvCache make_cache(int64_t batch, int64_t capacity, CacheFormat format = CacheFormat::exact) const;
 };
 
 }  // namespace posattn

@@ -46,7 +46,7 @@ std::vector<double> time_runs(const BenchWork &work, double seconds) {
 }
 
 void print_header() {
-  std::cout << std::left << std::setw(8) << "target" << std::setw(12) << "kind" << std::setw(20) << "branches"
+  std::cout << std::left << std::setw(12) << "target" << std::setw(12) << "kind" << std::setw(20) << "branches"
             << std::setw(6) << "type" << std::right << std::setw(5) << "dim" << std::setw(9) << "best"
             << std::setw(9) << "median"
             << "  " << std::left << std::setw(9) << "unit"
@@ -55,7 +55,7 @@ void print_header() {
 
 void print_result(const KernelInfo &kernel, const BenchWork &work, const std::vector<double> &times) {
   const auto rate = [&](double seconds) { return work.amount / seconds * 1e-9; };
-  std::cout << std::left << std::setw(8) << kernel.target << std::setw(12) << kernel.kind << std::setw(20)
+  std::cout << std::left << std::setw(12) << kernel.target << std::setw(12) << kernel.kind << std::setw(20)
             << kernel.branches << std::setw(6) << kernel.type << std::right << std::setw(5)
             << (kernel.head_dim ? std::to_string(kernel.head_dim) : "any") << std::fixed
             << std::setprecision(1) << std::setw(9) << rate(times.front()) << std::setw(9)

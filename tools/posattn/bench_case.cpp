@@ -54,7 +54,8 @@ struct Attention {
   std::unique_ptr<StagedAttend> staged;
   CudaMemory gpu_workspace;
 
-  Attention(const KernelInfo &kernel, const BenchSizes &sizes, int64_t queries, int64_t keys, bool cached) {
+  Attention(const KernelInfo &kernel, const BenchSizes &sizes, int64_t queries, int64_t keys, bool cached,
+            CacheFormat format) {
     const DType type = type_of(kernel);
     const int64_t dim = head_dim(kernel);
     query = random_tensor(type, {sizes.batch, sizes.heads, queries, dim});
@@ -65,8 +66,9 @@ struct Attention {
     args.out = out;
     if (sizes.causal) args.causal = Causal::bottom_right;
     if (cached) {
-      cache = std::make_unique<KvCache>(sizes.batch, sizes.heads, dim, dim, keys, type);
+      cache = std::make_unique<KvCache>(sizes.batch, sizes.heads, dim, dim, keys, type, format);
       cache->append(key.view(), value.view());
+      if (format == CacheFormat::int8) key = cache->key_rows(), value = cache->value_rows();
       args.cache = cache.get();
     } else {
       args.key = key.view();
@@ -149,12 +151,15 @@ std::string heads_text(const BenchSizes &sizes) {
   return std::to_string(sizes.batch) + "x" + std::to_string(sizes.heads) + " heads, ";
 }
 
-BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool decode) {
+BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool decode,
+                         CacheFormat format = CacheFormat::exact) {
   const int64_t queries = decode ? 1 : sizes.queries;
   const int64_t keys = sizes.keys ? sizes.keys : decode ? kCachedKeys : queries;
   const bool weights = is(kernel, "weights"), on_gpu = runs_on_gpu(kernel);
+  const bool int8 = format == CacheFormat::int8;
   // A GPU has no packed cache.
-  const auto call = std::make_shared<Attention>(kernel, sizes, queries, keys, decode && !on_gpu);
+  const auto call =
+      std::make_shared<Attention>(kernel, sizes, queries, keys, (decode || int8) && !on_gpu, format);
   const double row = static_cast<double>(sizes.batch * sizes.heads * keys * head_dim(kernel));
   BenchWork work;
   work.run = [call] { call->run(); };
@@ -163,7 +168,8 @@ BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool
   // A product is a multiplication and an addition; the weights are computed from the keys once more. Decoding
   // reads every key and value once.
   const double products = weights ? 3 : 2;
-  work.amount = decode ? 2 * row * static_cast<double>(size_of(type_of(kernel)))
+  const int64_t bytes = int8 ? 1 : size_of(type_of(kernel));
+  work.amount = decode ? 2 * row * static_cast<double>(bytes)
                        : 2 * products * row * static_cast<double>(queries);
   work.unit = decode ? kBytes : kOperations;
   work.sizes = heads_text(sizes) + std::to_string(queries) + "x" + std::to_string(keys) +
@@ -271,6 +277,8 @@ BenchWork projection_work(const KernelInfo &kernel, const BenchSizes &sizes) {
 }  // namespace
 
 BenchWork make_work(const KernelInfo &kernel, const BenchSizes &sizes) {
+  if (is(kernel, "prefill_i8")) return attention_work(kernel, sizes, false, CacheFormat::int8);
+  if (is(kernel, "decode_i8")) return attention_work(kernel, sizes, true, CacheFormat::int8);
   if (is_prefill(kernel) || is(kernel, "weights")) return attention_work(kernel, sizes, false);
   if (is(kernel, "decode")) return attention_work(kernel, sizes, true);
   if (runs_on_gpu(kernel)) return {};

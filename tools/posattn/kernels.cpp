@@ -47,7 +47,7 @@ void print_kernels(const std::vector<const KernelInfo *> &kernels) {
                         const auto &target, const std::string &size, const std::string &calls) {
     std::cout << std::left << std::setw(static_cast<int>(kind_width) + 2) << kind
               << std::setw(static_cast<int>(width) + 2) << branches << std::right << std::setw(8) << head_dim
-              << "  " << std::left << std::setw(6) << type << std::setw(8) << target << std::right
+              << "  " << std::left << std::setw(6) << type << std::setw(12) << target << std::right
               << std::setw(12) << size << "  " << calls << '\n';
   };
   line("kind", "branches", "head dim", "type", "target", "size", "calls");
@@ -72,7 +72,7 @@ void print_targets(const std::map<std::string, Total> &totals, const std::string
     if (target.name == chosen)
       why =
           forced.empty() ? "runs these: the best that it has and this build holds" : "runs these: asked for";
-    std::cout << std::left << std::setw(8) << target.name << std::right << std::setw(8) << total.count
+    std::cout << std::left << std::setw(12) << target.name << std::right << std::setw(8) << total.count
               << std::setw(12) << kilobytes(total.bytes) << "  " << why << '\n';
   }
   if (chosen.empty()) std::cout << "No kernel of this build runs on this machine.\n";

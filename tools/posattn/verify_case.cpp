@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/error.h"
+#include "runtime/kv_cache.h"
 #include "runtime/linear.h"
 #include "tests/case.h"
 #include "tests/device.h"
@@ -19,11 +20,16 @@ using oracle::Layout;
 using oracle::PositionKind;
 using oracle::Random;
 
+bool is(const KernelInfo &kernel, const char *kind) { return std::string(kernel.kind) == kind; }
+
 // Attention on tensor cores with some terms compiled in: prefill_plain, ...
 bool is_special_prefill(const KernelInfo &kernel) {
-  return std::string(kernel.kind).rfind("prefill_", 0) == 0;
+  return std::string(kernel.kind).rfind("prefill_", 0) == 0 && !is(kernel, "prefill_i8");
 }
-bool is(const KernelInfo &kernel, const char *kind) { return std::string(kernel.kind) == kind; }
+
+bool reads_int8(const KernelInfo &kernel) {
+  return is(kernel, "prefill_i8") || is(kernel, "decode_i8");
+}
 
 // The type of calls that run this kernel: its own, except that tables of offsets are float32 for all types,
 // and a target may have attention of another type only.
@@ -86,14 +92,15 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
 
   // A few queries with many keys are decoding, with the keys in parts; many queries are prefill.
   const bool splits_keys = is(kernel, "merge");
-  if (splits_keys || is(kernel, "decode")) {
+  if (splits_keys || is(kernel, "decode") || is(kernel, "decode_i8")) {
     spec.queries = 1;
     // ALiBi of far keys makes logits of -100, whose rounding alone may be more than the rule allows.
     const bool alibi = std::count(spec.branches.begin(), spec.branches.end(), "alibi") > 0;
     spec.keys = splits_keys ? random.integer(4000, 9000) : random.integer(1, alibi ? 300 : 2500);
     spec.batch = 1;
   } else {
-    spec.queries = random.integer(is(kernel, "prefill") || is_special_prefill(kernel) ? 40 : 1, 130);
+    const bool many = is(kernel, "prefill") || is(kernel, "prefill_i8") || is_special_prefill(kernel);
+    spec.queries = random.integer(many ? 40 : 1, 130);
     spec.keys = random.chance(0.4) ? spec.queries : random.integer(1, 260);
   }
 
@@ -103,6 +110,10 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
     // Consecutive positions are what such tables are made for.
     spec.positions = random.pick({PositionKind::none, PositionKind::arange, PositionKind::shifted});
     spec.q_position_mask = spec.k_position_mask = false;
+  }
+  if (reads_int8(kernel)) {
+    spec.weights = Weights::none;
+    spec.rotary_dim = 0;  // keys come from a cache
   }
   if (is(kernel, "rotary")) spec.rotary_dim = 2;
   if (spec.rotary_dim) {
@@ -122,10 +133,24 @@ Verdict verify_attention(const KernelInfo &kernel, uint64_t seed) {
   oracle::use_cuda(runs_on_gpu(kernel));
   Case c(spec_for(kernel, seed));
   const std::string what = oracle::describe(c.spec());
-  c.attend();
-  const std::string damage = c.damage();
-  if (!damage.empty()) return {false, 0, 0, what + ": " + damage};
-  return verdict_of(oracle::compare_outputs(c.args()), what);
+  AttendArgs args = c.args();
+  if (!reads_int8(kernel)) {
+    c.attend();
+    const std::string damage = c.damage();
+    if (!damage.empty()) return {false, 0, 0, what + ": " + damage};
+    return verdict_of(oracle::compare_outputs(args), what);
+  }
+  const CaseSpec &spec = c.spec();
+  KvCache cache(spec.batch, spec.kv_heads, spec.head_dim, spec.value_dim, spec.keys, spec.type,
+                CacheFormat::int8);
+  cache.append(args.key, args.value);
+  args.key = args.value = TensorView();
+  args.cache = &cache;
+  attend(args);
+  const Tensor key = cache.key_rows(), value = cache.value_rows();
+  args.cache = nullptr;
+  args.key = key.view(), args.value = value.view();
+  return verdict_of(oracle::compare_outputs(args), what);
 }
 
 Tensor random_tensor(Random &random, DType type, std::initializer_list<int64_t> shape, double deviation) {
@@ -184,7 +209,8 @@ std::string why_not(const KernelInfo &kernel) {
     if (name != "relative" && name != "alibi" && name != "t5")
       return "no formula in float64 for branch " + name;
   if (is_special_prefill(kernel)) return "";
-  for (const char *kind : {"prefill", "decode", "merge", "weights", "offsets", "pack_keys", "pack_values",
+  for (const char *kind : {"prefill", "prefill_i8", "decode", "decode_i8", "merge", "weights", "offsets",
+                           "pack_keys", "pack_values",
                            "rotary", "projection"})
     if (is(kernel, kind)) return "";
   return "nothing to compute for kind " + std::string(kernel.kind);
