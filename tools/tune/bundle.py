@@ -10,7 +10,7 @@ import kernels
 import measuring
 import search
 
-_PROPOSALS_PER_CANDIDATE = 50
+_PROPOSALS_PER_CANDIDATE = 10  # those that are infeasible, or known, included
 _SCRIPT = """#!/bin/sh
 # Measures what has no record in records.jsonl yet. Bring that file back: tune collect records.jsonl
 cd "$(dirname "$0")" && exec ./measure jobs.jsonl -o records.jsonl
