@@ -8,27 +8,26 @@ void schedule_rotary_cuda(RotaryFuncs &f) {
   const auto &[d, token, head, batch] = f.vars;
   Var heads("heads"), rows("rows"), row("row");
   RVar outer("outer"), lane("lane");
-  // A warp rotates neighbouring pairs of one token; a launch for each layout, of which one is empty.
-  const auto into_blocks = [&, &token = token, &head = head, &batch = batch](Stage stage) {
+  // A warp rotates neighbouring pairs of one token. Pairs are blocks, too: the layout that is not asked for has
+  // none, and neither has the rest of a head that is rotated whole, so that nothing is launched for them.
+  const auto into_blocks = [&, &token = token, &head = head, &batch = batch](Stage stage, const RVar &channel) {
     stage.allow_race_conditions()
         .fuse(head, batch, heads)
-        .split(token, rows, row, 4, TailStrategy::GuardWithIf);
-    stage.gpu_blocks(heads, rows);
+        .split(token, rows, row, 4, TailStrategy::GuardWithIf)
+        .split(channel, outer, lane, 32, TailStrategy::GuardWithIf);
   };
   for (int i = 0; i < 2; i++) {
     const RDom &r = i == 0 ? f.adjacent : f.apart;
     Stage pairs = f.y.update(i);
-    into_blocks(pairs);
-    pairs.split(r.y, outer, lane, 32, TailStrategy::GuardWithIf)
-        .reorder(r.x, lane, row, outer, heads, rows)
+    into_blocks(pairs, r.y);
+    pairs.reorder(r.x, lane, row, heads, rows, outer)
         .unroll(r.x)
+        .gpu_blocks(heads, rows, outer)
         .gpu_threads(lane, row);
   }
   Stage rest = f.y.update(2);
-  into_blocks(rest);
-  rest.split(f.rest, outer, lane, 32, TailStrategy::GuardWithIf)
-      .reorder(lane, row, outer, heads, rows)
-      .gpu_threads(lane, row);
+  into_blocks(rest, f.rest);
+  rest.reorder(lane, row, heads, rows, outer).gpu_blocks(heads, rows, outer).gpu_threads(lane, row);
 }
 
 }  // namespace posattn::schedules

@@ -213,7 +213,8 @@ TEST_P(EveryBranch, CacheEqualsTheWholeSequence) {
       args.causal = Causal::bottom_right;
       const ForwardResult whole = positional.forward(args);
 
-      KvCache cache = positional.make_cache(2, tokens);
+      const auto cache_memory = positional.make_cache(2, tokens);
+      KvCacheBase &cache = *cache_memory;
       int64_t begin = 0;
       for (const int64_t chunk : {1, 17, 7, 1, 1, 9, 5}) {
         ForwardArgs step = self_attention(x.view().slice(1, begin, begin + chunk));
@@ -247,7 +248,8 @@ TEST_P(EveryBranch, CacheTakesPositionsOfAllKeys) {
   args.q_position_mask = args.k_position_mask = applies;
   const ForwardResult whole = positional.forward(args);
 
-  KvCache cache = positional.make_cache(2, 9);
+  const auto cache_memory = positional.make_cache(2, 9);
+  KvCacheBase &cache = *cache_memory;
   int64_t begin = 0;
   for (const int64_t end : {4, 5, 9}) {
     ForwardArgs step = self_attention(x.view().slice(1, begin, end));
@@ -273,7 +275,8 @@ TEST_P(EveryBranch, CrossAttentionIsProjectedOnce) {
     args.x = x;
     args.xa = xa;
     const ForwardResult direct = positional.forward(args);
-    KvCache cache = positional.make_cache(2, 19);
+    const auto cache_memory = positional.make_cache(2, 19);
+    KvCacheBase &cache = *cache_memory;
     args.cache = &cache;
     expect_near(positional.forward(args).out.view(), direct.out.view());
     EXPECT_EQ(cache.length(), 19);
@@ -296,7 +299,8 @@ TEST_P(EveryBranch, CacheRowsFollowTheirSequences) {
   const int64_t sources[] = {2, 2, 0};
   on_every_target([&] {
     const AttentionLayer positional(layer.weights, heads(), positions());
-    KvCache cache = positional.make_cache(3, 16);
+    const auto cache_memory = positional.make_cache(3, 16);
+    KvCacheBase &cache = *cache_memory;
     ForwardArgs prefix = self_attention(x);
     prefix.cache = &cache;
     positional.forward(prefix);
@@ -305,7 +309,8 @@ TEST_P(EveryBranch, CacheRowsFollowTheirSequences) {
     step.cache = &cache;
     const ForwardResult result = positional.forward(step);
 
-    KvCache expected_cache = positional.make_cache(3, 16);
+    const auto expected_cache_memory = positional.make_cache(3, 16);
+    KvCacheBase &expected_cache = *expected_cache_memory;
     Tensor moved(DType::f32, {3, 12, kE});
     for (int64_t b = 0; b < 3; b++) {
       copy(x.view().slice(0, sources[b], sources[b] + 1), moved.view().slice(0, b, b + 1));

@@ -96,7 +96,8 @@ TEST_P(Espnet, Same) {
       return;
     }
     // Through the cache, a few tokens at a time.
-    KvCache cache = layer.make_cache(x.size(0), xa.empty() ? x.size(1) : xa.size(1));
+    const auto cache_memory = layer.make_cache(x.size(0), xa.empty() ? x.size(1) : xa.size(1));
+    KvCacheBase &cache = *cache_memory;
     Tensor out(x.dtype(), {x.size(0), x.size(1), x.size(2)});
     int64_t begin = 0;
     for (int64_t i = 0; i < steps.size(0); i++) {

@@ -51,7 +51,7 @@ ForwardArgs forward_args(const posattn_forward_args &args) {
   result.value = view_of(args.value, "value");
   apply(args.options, result);
   result.need_lse = !view_of(args.lse, "lse").empty();
-  if (args.cache) result.cache = &args.cache->cache;
+  if (args.cache) result.cache = args.cache->cache.get();
   if (args.scratch) result.scratch = &args.scratch->scratch;
   return result;
 }
@@ -70,7 +70,8 @@ posattn_status posattn_cache_create(int64_t batch, int64_t kv_heads, int64_t hea
   return guarded([&] {
     required(cache, "cache");
     const posattn::DType type = posattn::c_api::dtype_of(dtype, "dtype");
-    *cache = new posattn_cache{posattn::KvCache(batch, kv_heads, head_dim, value_dim, capacity, type)};
+    *cache = new posattn_cache{
+        std::make_unique<posattn::KvCache>(batch, kv_heads, head_dim, value_dim, capacity, type)};
   });
 }
 
@@ -84,22 +85,22 @@ posattn_status posattn_cache_create_for_layer(const posattn_layer *layer, int64_
 
 void posattn_cache_free(posattn_cache *cache) { delete cache; }
 
-int64_t posattn_cache_length(const posattn_cache *cache) { return cache ? cache->cache.length() : 0; }
+int64_t posattn_cache_length(const posattn_cache *cache) { return cache ? cache->cache->length() : 0; }
 
-int64_t posattn_cache_capacity(const posattn_cache *cache) { return cache ? cache->cache.capacity() : 0; }
+int64_t posattn_cache_capacity(const posattn_cache *cache) { return cache ? cache->cache->capacity() : 0; }
 
 posattn_status posattn_cache_append(posattn_cache *cache, const posattn_tensor *key,
                                     const posattn_tensor *value) {
   return guarded(
-      [&] { required(cache, "cache").cache.append(view_of(key, "key"), view_of(value, "value")); });
+      [&] { required(cache, "cache").cache->append(view_of(key, "key"), view_of(value, "value")); });
 }
 
 posattn_status posattn_cache_reorder(posattn_cache *cache, const posattn_tensor *source_rows) {
-  return guarded([&] { required(cache, "cache").cache.reorder(view_of(source_rows, "source_rows")); });
+  return guarded([&] { required(cache, "cache").cache->reorder(view_of(source_rows, "source_rows")); });
 }
 
 posattn_status posattn_cache_truncate(posattn_cache *cache, int64_t length) {
-  return guarded([&] { required(cache, "cache").cache.truncate(length); });
+  return guarded([&] { required(cache, "cache").cache->truncate(length); });
 }
 
 void posattn_layer_options_init(posattn_layer_options *options) {
