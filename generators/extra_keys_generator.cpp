@@ -24,31 +24,41 @@ class ExtraFactors : public Generator<ExtraFactors> {
   void configure() { query.set_type(type); }
   void generate() {
     Var which("which");
-    RDom d(0, select(has_bias, query.dim(0).extent(), 0), "d");
-    product(i, head, batch) = 0.f;
-    product(i, head, batch) += load_float(query(d, i, head, batch), get_target()) * key(d, head / group);
-    Expr score = product(i, head, batch) * scale;
-    score = select(softcap > 0, softcap * tanh(score / max(softcap, 1e-30f)), score);
+    // Once for each output, within a thread of its own.
+    for (const bool is_lse : {false, true}) {
+      Func &product = products[is_lse ? 1 : 0];
+      RDom d(0, select(has_bias, query.dim(0).extent(), 0), is_lse ? "e" : "d");
+      product(i, head, batch) = 0.f;
+      product(i, head, batch) += load_float(query(d, i, head, batch), get_target()) * key(d, head / group);
+      Expr score = product(i, head, batch) * scale;
+      score = select(softcap > 0, softcap * tanh(score / max(softcap, 1e-30f)), score);
 
-    const Expr unseen = is_minus_infinity(token_lse(i, head, batch));
-    const Expr tokens = select(unseen, kHidden, token_lse(i, head, batch));
-    const Expr bias = select(has_bias, score, kHidden), zero = select(has_zero, 0.f, kHidden);
-    const Expr top = max(tokens, max(bias, zero));
-    const auto share = [&](const Expr &given, const Expr &value) { return select(given, exp(value - top), 0.f); };
-    const Expr of_tokens = share(!unseen, tokens), of_bias = share(has_bias, bias);
-    const Expr of_zero = share(has_zero, zero), total = of_tokens + of_bias + of_zero;
-    factors(i, head, batch, which) = select(which == 0, of_tokens, which == 1, of_bias, of_zero) / total;
-    lse(i, head, batch) = top + log(total);
+      const Expr unseen = is_minus_infinity(token_lse(i, head, batch));
+      const Expr tokens = select(unseen, kHidden, token_lse(i, head, batch));
+      const Expr bias = select(has_bias, score, kHidden), zero = select(has_zero, 0.f, kHidden);
+      const Expr top = max(tokens, max(bias, zero));
+      const auto share = [&](const Expr &given, const Expr &value) {
+        return select(given, exp(value - top), 0.f);
+      };
+      const Expr of_tokens = share(!unseen, tokens), of_bias = share(has_bias, bias);
+      const Expr of_zero = share(has_zero, zero), total = of_tokens + of_bias + of_zero;
+      if (is_lse) {
+        lse(i, head, batch) = top + log(total);
+      } else {
+        factors(i, head, batch, which) = select(which == 0, of_tokens, which == 1, of_bias, of_zero) / total;
+      }
+    }
     from_zero(query), from_zero(key), from_zero(token_lse), from_zero(factors), from_zero(lse);
   }
   void schedule() {
-    schedule_elements(factors);
-    schedule_elements(lse);
+    products[0].compute_at(factors, schedule_elements(factors));
+    products[1].compute_at(lse, schedule_elements(lse));
+    for (Func &f : products) f.bound_extent(i, 1).bound_extent(head, 1).bound_extent(batch, 1);
   }
 
  private:
   Var i{"i"}, head{"head"}, batch{"batch"};
-  Func product{"product"};
+  Func products[2] = {Func("product"), Func("product_for_lse")};
 };
 
 class ExtraOut : public Generator<ExtraOut> {
@@ -111,7 +121,9 @@ class MeanWeights : public Generator<MeanWeights> {
     out.dim(0).set_stride(Expr());
     from_zero(in), from_zero(out);
   }
-  void schedule() { schedule_elements(out); }
+  void schedule() {
+    sum.compute_at(out, schedule_elements(out)).bound_extent(key, 1).bound_extent(i, 1).bound_extent(batch, 1);
+  }
 
  private:
   Var key{"key"}, i{"i"}, batch{"batch"};

@@ -6,6 +6,7 @@
 #include "runtime/layers/layers.h"
 #include "runtime/layers/multi_head_attention.h"
 #include "tests/check.h"
+#include "tests/device.h"
 #include "tests/random_layer.h"
 
 namespace posattn::oracle {
@@ -15,6 +16,7 @@ constexpr int64_t kE = 48, kHeads = 3, kHeadDim = 16;
 
 LayerOptions heads(int64_t count = kHeads) {
   LayerOptions options;
+  options.device = layer_device();
   options.num_heads = count;
   return options;
 }
@@ -92,6 +94,17 @@ void expect_near(const TensorView &actual, const TensorView &expected, float tol
   }
 }
 
+// Bit for bit. But cuBLASLt sums each shape of a product in an order of its own, and other products may share
+// an addend or a stream.
+void expect_same(const TensorView &actual, const TensorView &expected) {
+  if (!on_cuda()) {
+    EXPECT_TRUE(same_bits(actual, expected));
+    return;
+  }
+  const DType type = expected.dtype();
+  expect_near(actual, expected, type == DType::f32 ? 2e-5f : type == DType::bf16 ? 3e-2f : 4e-3f);
+}
+
 class EveryBranch : public testing::TestWithParam<Kind> {
  protected:
   PositionSet positions(bool zero = false) {
@@ -113,7 +126,11 @@ TEST_P(EveryBranch, WithZeroTablesChangesNoBit) {
       const ForwardResult plain = PlainAttention(layer.weights, heads()).forward(self_attention(x));
       const ForwardResult zero =
           AttentionLayer(layer.weights, heads(), positions(true)).forward(self_attention(x));
-      EXPECT_TRUE(same_bits(zero.out.view(), plain.out.view()));
+      if (GetParam().name == "additive") {
+        expect_same(zero.out.view(), plain.out.view());
+      } else {
+        EXPECT_TRUE(same_bits(zero.out.view(), plain.out.view()));
+      }
     });
   }
 }
@@ -167,7 +184,7 @@ TEST_P(EveryBranch, MaskedPositionsAreNone) {
     const ForwardResult plain = PlainAttention(layer.weights, heads()).forward(args);
     args.q_position_mask = args.k_position_mask = none;
     const AttentionLayer positional(layer.weights, heads(), positions());
-    EXPECT_TRUE(same_bits(positional.forward(args).out.view(), plain.out.view()));
+    expect_same(positional.forward(args).out.view(), plain.out.view());
   });
 }
 
@@ -189,11 +206,11 @@ TEST_P(EveryBranch, OneTensorOrThreeEqualOnes) {
       if (sides == 2) args.k_position_mask = applies;
       const ForwardResult fused = positional.forward(args);
       args.key = key;
-      EXPECT_TRUE(same_bits(positional.forward(args).out.view(), fused.out.view()));
+      expect_same(positional.forward(args).out.view(), fused.out.view());
       args.value = value;
-      EXPECT_TRUE(same_bits(positional.forward(args).out.view(), fused.out.view()));
+      expect_same(positional.forward(args).out.view(), fused.out.view());
       args.key = x;
-      EXPECT_TRUE(same_bits(positional.forward(args).out.view(), fused.out.view()));
+      expect_same(positional.forward(args).out.view(), fused.out.view());
     }
   });
 }
@@ -304,7 +321,7 @@ TEST_P(EveryBranch, CacheRowsFollowTheirSequences) {
     ForwardArgs prefix = self_attention(x);
     prefix.cache = &cache;
     positional.forward(prefix);
-    cache.reorder(TensorView(sources, DType::i64, {3}));
+    reorder_on_device(cache, TensorView(sources, DType::i64, {3}));
     ForwardArgs step = self_attention(next);
     step.cache = &cache;
     const ForwardResult result = positional.forward(step);
