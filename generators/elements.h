@@ -39,7 +39,7 @@ class PositionGenerator : public Halide::Generator<T> {
   using Var = Halide::Var;
   template <typename U>
   using In = Halide::GeneratorInput<U>;
-  In<int> form{"form"};                         // 0: first, first + 1, ..; then f32, f64, i32, i64
+  In<int> form{"form"};  // 0: first, first + 1, ..; then f32, f64, i32, i64
   In<int> first{"first"};
   In<Halide::Buffer<float, 2>> p_f32{"p_f32"};  // (token, batch), any steps
   In<Halide::Buffer<double, 2>> p_f64{"p_f64"};
@@ -53,10 +53,11 @@ class PositionGenerator : public Halide::Generator<T> {
 
   Expr position() const {
     const auto at = [&](const auto &tensor, int own) {
-      return Halide::cast<double>(tensor(Halide::select(form == own, token, 0), Halide::select(form == own, batch, 0)));
+      return Halide::cast<double>(
+          tensor(Halide::select(form == own, token, 0), Halide::select(form == own, batch, 0)));
     };
-    return Halide::select(form == 1, at(p_f32, 1), form == 2, at(p_f64, 2), form == 3, at(p_i32, 3), form == 4,
-                  at(p_i64, 4), Halide::cast<double>(token + first));
+    return Halide::select(form == 1, at(p_f32, 1), form == 2, at(p_f64, 2), form == 3, at(p_i32, 3),
+                          form == 4, at(p_i64, 4), Halide::cast<double>(token + first));
   }
   Expr has_position() const {
     return !has_mask || mask(Halide::select(has_mask, token, 0), Halide::select(has_mask, batch, 0)) != 0;

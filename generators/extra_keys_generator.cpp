@@ -15,10 +15,10 @@ class ExtraFactors : public Generator<ExtraFactors> {
   Input<float> scale{"scale"}, softcap{"softcap"};
   Input<int> group{"group"};  // query heads a key head
   Input<bool> has_bias{"has_bias"}, has_zero{"has_zero"};
-  Input<Buffer<void, 4>> query{"query"};          // (d, query, head, batch)
-  Input<Buffer<float, 2>> key{"key"};             // (d, kv_head)
+  Input<Buffer<void, 4>> query{"query"};           // (d, query, head, batch)
+  Input<Buffer<float, 2>> key{"key"};              // (d, kv_head)
   Input<Buffer<float, 3>> token_lse{"token_lse"};  // (query, head, batch), -infinity if it saw no token
-  Output<Buffer<float, 4>> factors{"factors"};    // (query, head, batch, tokens or bias or zero)
+  Output<Buffer<float, 4>> factors{"factors"};     // (query, head, batch, tokens or bias or zero)
   Output<Buffer<float, 3>> lse{"lse"};
 
   void configure() { query.set_type(type); }
@@ -53,7 +53,9 @@ class ExtraFactors : public Generator<ExtraFactors> {
   void schedule() {
     products[0].compute_at(factors, schedule_elements(factors));
     products[1].compute_at(lse, schedule_elements(lse));
-    for (Func &f : products) f.bound_extent(i, 1).bound_extent(head, 1).bound_extent(batch, 1);
+    for (Func &f : products) {
+      f.store_in(MemoryType::Register).bound_extent(i, 1).bound_extent(head, 1).bound_extent(batch, 1);
+    }
   }
 
  private:
@@ -122,7 +124,8 @@ class MeanWeights : public Generator<MeanWeights> {
     from_zero(in), from_zero(out);
   }
   void schedule() {
-    sum.compute_at(out, schedule_elements(out)).bound_extent(key, 1).bound_extent(i, 1).bound_extent(batch, 1);
+    sum.compute_at(out, schedule_elements(out)).store_in(MemoryType::Register);
+    sum.bound_extent(key, 1).bound_extent(i, 1).bound_extent(batch, 1);
   }
 
  private:

@@ -72,10 +72,10 @@ class TableRows : public PositionGenerator<TableRows> {
 // Sines and cosines of positions times frequencies, or with no frequencies the position itself.
 class Waves : public PositionGenerator<Waves> {
  public:
-  GeneratorInput<float> scale{"scale"};                   // of sines and cosines
+  GeneratorInput<float> scale{"scale"};                          // of sines and cosines
   GeneratorInput<Buffer<double, 1>> frequencies{"frequencies"};  // (channel)
-  GeneratorInput<Buffer<uint8_t, 1>> wave{"wave"};        // (channel): 0 sine, 1 cosine, 2 position
-  GeneratorOutput<Buffer<float, 3>> out{"out"};           // (channel, token, batch)
+  GeneratorInput<Buffer<uint8_t, 1>> wave{"wave"};               // (channel): 0 sine, 1 cosine, 2 position
+  GeneratorOutput<Buffer<float, 3>> out{"out"};                  // (channel, token, batch)
 
   void generate() {
     Var c("c");
@@ -102,7 +102,8 @@ class Activation : public Generator<Activation> {
     Var c("c"), token("token"), batch("batch");
     const Expr x = in(c, token, batch);
     const Expr gelu = 0.5f * x * (1 + erf(x * 0.70710678f)), silu = x / (1 + exp(-x));
-    const Expr value = select(form == 0, gelu, form == 1, max(x, 0.f), form == 2, silu, form == 3, tanh(x), x);
+    const Expr value =
+        select(form == 0, gelu, form == 1, max(x, 0.f), form == 2, silu, form == 3, tanh(x), x);
     const Expr kept = !has_mask || mask(select(has_mask, token, 0), select(has_mask, batch, 0)) != 0;
     out(c, token, batch) = select(kept, value, 0.f);
     mask.dim(0).set_stride(Expr());

@@ -8,9 +8,10 @@ void schedule_rotary_cuda(RotaryFuncs &f) {
   const auto &[d, token, head, batch] = f.vars;
   Var heads("heads"), rows("rows"), row("row");
   RVar outer("outer"), lane("lane");
-  // A warp rotates neighbouring pairs of one token. Pairs are blocks, too: the layout that is not asked for has
-  // none, and neither has the rest of a head that is rotated whole, so that nothing is launched for them.
-  const auto into_blocks = [&, &token = token, &head = head, &batch = batch](Stage stage, const RVar &channel) {
+  // A warp rotates neighbouring pairs of one token. Pairs are blocks, too: the layout that is not asked for
+  // has none, and neither has the rest of a head that is rotated whole, so that nothing is launched for them.
+  const auto into_blocks = [&, &token = token, &head = head, &batch = batch](Stage stage,
+                                                                             const RVar &channel) {
     stage.allow_race_conditions()
         .fuse(head, batch, heads)
         .split(token, rows, row, 4, TailStrategy::GuardWithIf)

@@ -91,7 +91,8 @@ TEST_F(OnDevice, CacheHoldsWhatWasAppended) {
   for (const DType type : {DType::f32, DType::bf16}) {
     Random random(1);
     // (B, T, H, d), as a projection leaves it; values of an odd width.
-    const Tensor key = random_tensor(random, type, {3, 40, 2, 59}), value = random_tensor(random, type, {3, 40, 2, 33});
+    const Tensor key = random_tensor(random, type, {3, 40, 2, 59}),
+                 value = random_tensor(random, type, {3, 40, 2, 33});
     const CudaTensor k(key.view(), {}), v(value.view(), {});
     const TensorView k_heads = k.view().transposed(1, 2), v_heads = v.view().transposed(1, 2);
     CudaKvCache cache(3, 2, 59, 33, 50, type, {});
@@ -107,7 +108,8 @@ TEST_F(OnDevice, CacheHoldsWhatWasAppended) {
 
     const int64_t wide[] = {2, 2, 0};
     const int32_t narrow[] = {1, 0, 7};  // a row that there is not becomes the last
-    const CudaTensor by_i64(TensorView(wide, DType::i64, {3}), {}), by_i32(TensorView(narrow, DType::i32, {3}), {});
+    const CudaTensor by_i64(TensorView(wide, DType::i64, {3}), {}),
+        by_i32(TensorView(narrow, DType::i32, {3}), {});
     cache.truncate(30);
     cache.reorder(by_i64.view());
     cache.reorder(by_i32.view());
@@ -146,7 +148,8 @@ TEST_F(OnDevice, GraphsRecordLayers) {
     positions.add_rope(64).add_alibi(4);
     const AttentionLayer layer(weights.weights, options(4), positions);
     Random random(2);
-    const Tensor first = random_tensor(random, type, {2, 100, 256}), second = random_tensor(random, type, {2, 100, 256});
+    const Tensor first = random_tensor(random, type, {2, 100, 256}),
+                 second = random_tensor(random, type, {2, 100, 256});
     const CudaTensor x(first.view(), {}), out(first.view(), {});
     const CudaStream stream = make_stream();
     ForwardArgs args;
@@ -272,7 +275,9 @@ TEST_F(OnDevice, StridedStreams) {
   Random random(5);
   const Tensor wide = random_tensor(random, DType::f32, {2, 12, 2, 104});
   const CudaTensor device(wide.view(), {});
-  const auto slice = [](const TensorView &view) { return view.select(2, 1).slice(2, 5, 101).slice(1, 1, 11); };
+  const auto slice = [](const TensorView &view) {
+    return view.select(2, 1).slice(2, 5, 101).slice(1, 1, 11);
+  };
   const auto broadcast = [](const TensorView &view) {
     const int64_t shape[] = {2, 10, 96}, strides[] = {0, 208, 1};
     return TensorView(view.data(), view.dtype(), 3, shape, strides);
@@ -291,7 +296,8 @@ TEST_F(OnDevice, StridedStreams) {
     args.query = args.key = args.value = view(device.view());
     layer.forward_into(args, {out.view(), {}, {}});
     const Tensor result = download(out);
-    for (int64_t i = 0; i < 2 * 10 * 96; ++i) ASSERT_NEAR(result.as<float>()[i], expected.out.as<float>()[i], 2e-5f);
+    for (int64_t i = 0; i < 2 * 10 * 96; ++i)
+      ASSERT_NEAR(result.as<float>()[i], expected.out.as<float>()[i], 2e-5f);
   }
 }
 

@@ -120,7 +120,8 @@ TEST_F(CudaLayers, RefusesMemoryAndCachesOfTheHost) {
   args.cuda = nullptr;
   CudaKvCache cache(2, kHeads, kE / kHeads, kE / kHeads, 30, DType::f32, call.stream);
   args.cache = &cache;
-  EXPECT_TRUE(has(error_of([&] { on_cpu.forward_into(args, outputs); }), "cache: expected one in the host's"));
+  EXPECT_TRUE(
+      has(error_of([&] { on_cpu.forward_into(args, outputs); }), "cache: expected one in the host's"));
 }
 
 TEST_F(CudaLayers, ACacheGrowsOnlyWhereACallSucceeds) {

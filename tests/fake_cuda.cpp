@@ -117,9 +117,8 @@ Blas fake_blas() {
   b.MatmulPreferenceDestroy = [](BlasPreference) -> BlasStatus { return 0; };
   b.MatmulPreferenceSetAttribute = [](BlasPreference, int, const void *, size_t) -> BlasStatus { return 0; };
   b.MatmulAlgoGetHeuristic = [](BlasHandle, BlasDesc, BlasLayout, BlasLayout, BlasLayout, BlasLayout,
-                                BlasPreference, int, BlasHeuristic *, int *found) -> BlasStatus {
-    return *found = 1, 0;
-  };
+                                BlasPreference, int, BlasHeuristic *,
+                                int *found) -> BlasStatus { return *found = 1, 0; };
   b.Matmul = [](BlasHandle, BlasDesc, const void *, const void *, BlasLayout, const void *, BlasLayout,
                 const void *, const void *, BlasLayout, void *, BlasLayout, const BlasAlgo *, void *, size_t,
                 Stream stream) -> BlasStatus {

@@ -1,5 +1,5 @@
-// A table of functions in place of NVIDIA's driver, and one in place of cuBLASLt, which remember what they are
-// asked for. Memory of the GPU is memory of the host; kernels do nothing.
+// A table of functions in place of NVIDIA's driver, and one in place of cuBLASLt, which remember what they
+// are asked for. Memory of the GPU is memory of the host; kernels do nothing.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "runtime/cuda/attend_plan.h"
+#include "runtime/cuda/attend_unchecked.h"
 #include "runtime/cuda/launch.h"
 #include "runtime/cuda/targets.h"
 #include "runtime/cuda/tensor_map.h"
@@ -623,13 +624,16 @@ size_t attend_workspace_size(const AttendArgs &args, const CudaStream &stream) {
   return static_cast<size_t>(size);
 }
 
-void attend(const AttendArgs &args, const CudaStream &stream, void *workspace, size_t workspace_size) {
-  using namespace cuda;
+namespace cuda {
+namespace {
+
+void attend(const AttendArgs &args, const CudaStream &stream, void *workspace, size_t workspace_size,
+            bool check_tensors, bool check_workspace) {
   const AttendProblem problem = checked_shapes(args);
   check_memory(args);
   const Scope scope(stream);
   const BranchInputs inputs = inputs_of(problem);
-  check_addresses(args, inputs, scope);
+  if (check_tensors) check_addresses(args, inputs, scope);
   if (problem.is_empty()) return attend_to_nothing(args, scope);
   expect_capability(scope);
 
@@ -648,10 +652,23 @@ void attend(const AttendArgs &args, const CudaStream &stream, void *workspace, s
   if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
     fail("workspace: expected memory aligned to ", kWorkspaceAlignment, " bytes");
   }
-  check_address("workspace", workspace, scope);
+  if (check_workspace) check_address("workspace", workspace, scope);
   Workspace memory(workspace);
   const Plan plan = make_plan(args, problem, kernels, inputs, memory);
   Attend(args, problem, plan, inputs, scope).run();
+}
+
+}  // namespace
+
+void attend_unchecked(const AttendArgs &args, const CudaStream &stream, void *workspace,
+                      size_t workspace_size) {
+  attend(args, stream, workspace, workspace_size, false, false);
+}
+
+}  // namespace cuda
+
+void attend(const AttendArgs &args, const CudaStream &stream, void *workspace, size_t workspace_size) {
+  cuda::attend(args, stream, workspace, workspace_size, true, true);
 }
 
 void attend(const AttendArgs &args, const CudaStream &stream) {
@@ -663,7 +680,7 @@ void attend(const AttendArgs &args, const CudaStream &stream) {
   Address memory = 0;
   check(d.MemAllocAsync(&memory, size, scope.stream()), "workspace");
   try {
-    attend(args, stream, reinterpret_cast<void *>(memory), size);
+    cuda::attend(args, stream, reinterpret_cast<void *>(memory), size, true, false);
   } catch (...) {
     d.MemFreeAsync(memory, scope.stream());
     throw;

@@ -142,7 +142,8 @@ void plan_masks(const AttendArgs &args, const AttendShape &shape, Plan &plan, Wo
     if (!mask->convert) continue;
     const int64_t rows = mask->size[2] == 1 ? 1 : plan.chunk;
     const int64_t bytes = mask == &plan.keep ? 1 : int64_t{sizeof(float)};
-    mask->copy = workspace.take_bytes(workspace_product({mask->size[0], mask->size[1], rows, mask->size[3], bytes}));
+    mask->copy =
+        workspace.take_bytes(workspace_product({mask->size[0], mask->size[1], rows, mask->size[3], bytes}));
   }
 }
 
@@ -233,8 +234,8 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
   if (kernels.clear_values) {
     constexpr int64_t kRowElements = 8;  // of 16 bytes
     plan.cleared_row = ceil_div(shape.value_dim, kRowElements) * kRowElements;
-    plan.cleared =
-        workspace.take_bytes(workspace_product({B, Hkv, shape.keys, plan.cleared_row, size_of(problem.type)}));
+    plan.cleared = workspace.take_bytes(
+        workspace_product({B, Hkv, shape.keys, plan.cleared_row, size_of(problem.type)}));
   }
   take_results(args, problem, kernels.decode, plan, workspace);
   return plan;

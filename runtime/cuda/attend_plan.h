@@ -10,7 +10,7 @@
 namespace posattn::cuda {
 
 struct Kernels : CommonKernels {
-  bool tensor = false;  // `attention` runs on tensor cores
+  bool tensor = false;            // `attention` runs on tensor cores
   bool rotates_together = false;  // keys are heads behind the queries, of the same positions
   const Kernel *rotation = nullptr, *positions = nullptr;
   const Kernel *key_mask = nullptr, *float_mask = nullptr, *keep_mask = nullptr;
@@ -56,9 +56,9 @@ struct Plan : ResultPlan {
 
 // How query, key and value are aligned.
 struct Alignment {
-  bool words = false;  // as the decode kernel needs it
-  bool tiles = false;  // as kernels for tensor cores do: rows start at multiples of 16 bytes
-  bool maps = false;   // and steps are positive, so that there can be tensor maps
+  bool words = false;     // as the decode kernel needs it
+  bool tiles = false;     // as kernels for tensor cores do: rows start at multiples of 16 bytes
+  bool maps = false;      // and steps are positive, so that there can be tensor maps
   bool adjacent = false;  // keys are heads behind the queries, of the same positions
 };
 bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability,

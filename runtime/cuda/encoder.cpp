@@ -32,8 +32,9 @@ CudaEncoder::CudaEncoder(const PositionEncoder &encoder, const CudaStream &strea
     return;
   }
   if (form.frequencies.empty()) {
-    fail("position encoder: expected a table, sinusoids, Fourier features or a network for a layer on a GPU, "
-         "got one of another kind");
+    fail(
+        "position encoder: expected a table, sinusoids, Fourier features or a network for a layer on a GPU, "
+        "got one of another kind");
   }
   const auto count = static_cast<int64_t>(form.frequencies.size());
   frequencies_ = CudaTensor(TensorView(form.frequencies.data(), DType::f64, {count}), stream);

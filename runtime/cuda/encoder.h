@@ -24,7 +24,7 @@ class CudaEncoder {
 
  private:
   int64_t dim_;
-  CudaTensor table_;               // (positions, dim) f32, or
+  CudaTensor table_;                // (positions, dim) f32, or
   CudaTensor frequencies_, waves_;  // (channels) f64 and bytes
   float scale_ = 1;
   std::vector<CudaLinear> maps_;  // of a network behind them

@@ -79,9 +79,9 @@ void CudaKvCache::reorder(const TensorView &source_rows, const CudaStream &strea
   const cuda::Driver &d = cuda::driver();
   const int64_t size = size_of(type_), tokens = batch_ * kv_heads_ * length_;
   cuda::Address memory = 0;
-  cuda::check(d.MemAllocAsync(&memory, static_cast<size_t>(tokens * (key_row_ + value_row_) * size),
-                              scope.stream()),
-              "moving a cache's rows");
+  cuda::check(
+      d.MemAllocAsync(&memory, static_cast<size_t>(tokens * (key_row_ + value_row_) * size), scope.stream()),
+      "moving a cache's rows");
   try {
     const auto move = [&](const MutableTensorView &held, int64_t row, int64_t offset) {
       const int64_t shape[] = {batch_, kv_heads_, length_, held.size(3)};

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "runtime/cuda/attend.h"
+#include "runtime/cuda/attend_unchecked.h"
 #include "runtime/cuda/copy_rows.h"
 #include "runtime/cuda/kv_cache.h"
 #include "runtime/cuda/rotary.h"
@@ -157,7 +157,7 @@ void CudaSteps::attend(AttendArgs &args, const KvCacheBase *cache, int64_t lengt
     const auto at = reinterpret_cast<uintptr_t>(workspace_.take_bytes(size + kAlignment));
     memory = reinterpret_cast<void *>((at + kAlignment - 1) / kAlignment * kAlignment);
   }
-  if (runs_) posattn::attend(args, stream_, memory, static_cast<size_t>(size));
+  if (runs_) attend_unchecked(args, stream_, memory, static_cast<size_t>(size));
 }
 
 void CudaSteps::merge_extra_keys(const AttendArgs &args, float scale, const MutableTensorView &weights,
@@ -180,7 +180,10 @@ void CudaSteps::merge_extra_keys(const AttendArgs &args, float scale, const Muta
     call.set("scale", scale).set("softcap", args.softcap).set("group", group);
     call.set("has_bias", weights_.has_bias_key).set("has_zero", weights_.has_zero_key);
     call.set("query", kernel_buffer(query)).set("key", bias(weights_.bias_key));
-    call.set("token_lse", kernel_buffer(args.lse)).set("factors", shares).set("lse", kernel_buffer(lse)).run();
+    call.set("token_lse", kernel_buffer(args.lse))
+        .set("factors", shares)
+        .set("lse", kernel_buffer(lse))
+        .run();
   }
   {
     KernelCall call(simt_kernel("extra_out", type), launch_);

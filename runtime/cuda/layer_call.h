@@ -11,8 +11,8 @@ namespace posattn::cuda {
 class CudaSteps : public LayerSteps {
  public:
   // memory: null to measure only, when nothing is launched and no address looked at.
-  CudaSteps(const PlacedLayer &layer, const LayerMemory &weights, const CudaStream &stream, const Scope &scope,
-            void *memory);
+  CudaSteps(const PlacedLayer &layer, const LayerMemory &weights, const CudaStream &stream,
+            const Scope &scope, void *memory);
   int64_t memory_taken() const { return workspace_.size(); }
 
   bool on_host() const override { return false; }

@@ -37,7 +37,8 @@ LayerMemory::LayerMemory(const LayerWeights &weights, const LayerDims &dims, boo
   if (has_bias_key) {
     const auto rows = [&](const TensorView &bias) {
       const Tensor rounded = copy_of(bias, dims.type).to(DType::f32);
-      return CudaTensor(TensorView(rounded.view().data(), DType::f32, {dims.kv_heads, dims.head_dim}), stream);
+      return CudaTensor(TensorView(rounded.view().data(), DType::f32, {dims.kv_heads, dims.head_dim}),
+                        stream);
     };
     bias_key = rows(weights.bias_k);
     bias_value = rows(weights.bias_v);

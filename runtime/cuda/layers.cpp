@@ -60,7 +60,8 @@ void check_host_values(const ForwardArgs &args, const PositionEncoder *encoder) 
   if (lengths.dtype() != DType::i32 && lengths.dtype() != DType::i64) return;
   AttendProblem problem{};
   problem.shape.batch = batch;
-  problem.shape.keys = (args.cache ? args.cache->length() : 0) + (args.key.rank() == 3 ? args.key.size(1) : 0);
+  problem.shape.keys =
+      (args.cache ? args.cache->length() : 0) + (args.key.rank() == 3 ? args.key.size(1) : 0);
   AttendArgs only_lengths;
   only_lengths.key_lengths = lengths;
   check_values(only_lengths, problem);
@@ -83,7 +84,8 @@ class CudaLayer : public PlacedLayer {
   }
 
   void forward_into(const ForwardArgs &args, const ForwardOutputs &outputs) const override {
-    if (args.scratch) fail("scratch: expected none for a layer on a GPU, whose memory is CudaCall::workspace");
+    if (args.scratch)
+      fail("scratch: expected none for a layer on a GPU, whose memory is CudaCall::workspace");
     const CudaCall call = call_of(args);
     const Scope scope(call.stream);
     check_gpu(scope);
@@ -109,8 +111,8 @@ class CudaLayer : public PlacedLayer {
     ForwardOutputs outputs;
     const int64_t batch = args.query.rank() == 3 ? args.query.size(0) : 0;
     const int64_t queries = args.query.rank() == 3 ? args.query.size(1) : 0;
-    const int64_t keys = (args.cache ? args.cache->length() : 0) + (args.key.rank() == 3 ? args.key.size(1) : 0) +
-                         facts_.extra_keys;
+    const int64_t keys = (args.cache ? args.cache->length() : 0) +
+                         (args.key.rank() == 3 ? args.key.size(1) : 0) + facts_.extra_keys;
     const LayerDims &d = facts_.dims;
     outputs.out = MutableTensorView(nullptr, d.type, {batch, queries, d.embed});
     if (args.need_weights == Weights::mean) {
@@ -127,11 +129,10 @@ class CudaLayer : public PlacedLayer {
     ForwardArgs moved = args;
     moved.scratch = nullptr;
     Uploads uploads(stream);
-    for (TensorView *view :
-         {&moved.query, &moved.key, &moved.value, &moved.q_positions, &moved.k_positions,
-          &moved.q_position_mask, &moved.k_position_mask, &moved.keep_mask, &moved.block_mask, &moved.add_mask,
-          &moved.dense_bias, &moved.key_keep_mask, &moved.key_block_mask, &moved.key_add_mask,
-          &moved.key_lengths}) {
+    for (TensorView *view : {&moved.query, &moved.key, &moved.value, &moved.q_positions, &moved.k_positions,
+                             &moved.q_position_mask, &moved.k_position_mask, &moved.keep_mask,
+                             &moved.block_mask, &moved.add_mask, &moved.dense_bias, &moved.key_keep_mask,
+                             &moved.key_block_mask, &moved.key_add_mask, &moved.key_lengths}) {
       uploads.move(*view);
     }
     const auto like = [&](const MutableTensorView &host) {
@@ -149,7 +150,8 @@ class CudaLayer : public PlacedLayer {
 
   std::unique_ptr<KvCacheBase> make_cache(int64_t batch, int64_t capacity) const override {
     const LayerDims &d = facts_.dims;
-    return std::make_unique<CudaKvCache>(batch, d.kv_heads, d.head_dim, d.head_dim, capacity, d.type, stream_);
+    return std::make_unique<CudaKvCache>(batch, d.kv_heads, d.head_dim, d.head_dim, capacity, d.type,
+                                         stream_);
   }
 
  private:

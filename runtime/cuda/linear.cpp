@@ -47,9 +47,19 @@ struct CudaLinear::Key {
   uint32_t x_alignment, y_alignment;
   const ContextState *context;
   auto tie() const {
-    return std::array<int64_t, 13>{x.batches,    x.count,      x.step, x.batch_step, y.batches,
-                                   y.count,      y.step,       y.batch_step, begin, end,
-                                   x_alignment,  y_alignment,  static_cast<int64_t>(reinterpret_cast<intptr_t>(context))};
+    return std::array<int64_t, 13>{x.batches,
+                                   x.count,
+                                   x.step,
+                                   x.batch_step,
+                                   y.batches,
+                                   y.count,
+                                   y.step,
+                                   y.batch_step,
+                                   begin,
+                                   end,
+                                   x_alignment,
+                                   y_alignment,
+                                   static_cast<int64_t>(reinterpret_cast<intptr_t>(context))};
   }
   bool operator<(const Key &other) const { return tie() < other.tie(); }
 };
@@ -123,8 +133,9 @@ std::shared_ptr<const CudaLinear::Plan> CudaLinear::plan_for(const Key &key, con
   }
   const int64_t out = key.end - key.begin;
   const auto layout = [&](BlasLayout &of, int64_t rows, const Columns &c) {
-    check_blas(b.MatrixLayoutCreate(&of, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(c.count), c.step),
-               "a matrix");
+    check_blas(
+        b.MatrixLayoutCreate(&of, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(c.count), c.step),
+        "a matrix");
     if (key.x.batches == 1) return;
     const auto batches = static_cast<int32_t>(key.x.batches);
     check_blas(b.MatrixLayoutSetAttribute(of, kLayoutBatches, &batches, sizeof(batches)), "batches");
@@ -170,8 +181,8 @@ void CudaLinear::forward(const TensorView &x, const MutableTensorView &y, int64_
   // Its kernels are loaded when they are first launched.
   const OutsideOfCapture outside;
   check_blas(blas().Matmul(blas_handle(scope.context()), plan->desc, &one, weight, plan->weight, x.data(),
-                           plan->x, &zero, y.data(), plan->y, y.data(), plan->y, &plan->chosen.algo, workspace,
-                           plan->chosen.workspace_size, scope.stream()),
+                           plan->x, &zero, y.data(), plan->y, y.data(), plan->y, &plan->chosen.algo,
+                           workspace, plan->chosen.workspace_size, scope.stream()),
              "multiplying");
 }
 

@@ -6,8 +6,8 @@
 #include <mutex>
 #include <vector>
 
-#include "runtime/cuda/memory.h"
 #include "runtime/cuda/context.h"
+#include "runtime/cuda/memory.h"
 
 namespace posattn::cuda {
 

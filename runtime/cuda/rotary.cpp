@@ -17,8 +17,7 @@ void run_rotary(const RotaryKernels &kernels, const Rope &rope, const Rotation &
   const int64_t angles = pairs * tokens, count = angles * rotation.batches;
   KernelCall tables(*kernels.rotation, launch);
   set_positions(tables, positions, mask, rotation.batches, first, unused);
-  tables.set("inv_freq",
-             KernelBuffer(rope.inv_freq.data(), DType::f32).dim(pairs, rope.inv_freq.stride(0)));
+  tables.set("inv_freq", KernelBuffer(rope.inv_freq.data(), DType::f32).dim(pairs, rope.inv_freq.stride(0)));
   KernelBuffer both(rotation.tables, DType::f32);
   both.dim(pairs, 1).dim(tokens, pairs).dim(rotation.batches, angles).dim(2, count);
   tables.set("out", both).run();

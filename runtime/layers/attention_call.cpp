@@ -115,8 +115,25 @@ void AttentionCall::check_outputs() const {
 
 void AttentionCall::check_memory(const LayerSteps &steps) const {
   const std::pair<const char *, const TensorView &> used[] = {
-      {"query", args_.query}, {"key", args_.key},           {"value", args_.value},
-      {"out", outputs_.out},  {"weights", outputs_.weights}, {"lse", outputs_.lse}};
+      {"query", args_.query},
+      {"key", args_.key},
+      {"value", args_.value},
+      {"out", outputs_.out},
+      {"weights", outputs_.weights},
+      {"lse", outputs_.lse},
+      {"q_positions", args_.q_positions},
+      {"k_positions", args_.k_positions},
+      {"q_position_mask", args_.q_position_mask},
+      {"k_position_mask", args_.k_position_mask},
+      {"keep_mask", args_.keep_mask},
+      {"block_mask", args_.block_mask},
+      {"add_mask", args_.add_mask},
+      {"dense_bias", args_.dense_bias},
+      {"key_keep_mask", args_.key_keep_mask},
+      {"key_block_mask", args_.key_block_mask},
+      {"key_add_mask", args_.key_add_mask},
+      {"key_lengths", args_.key_lengths},
+  };
   for (const auto &[name, view] : used) {
     if (!view.empty() && view.num_elements() > 0) steps.check_memory(name, view);
   }

@@ -35,7 +35,7 @@ class SmallMlp {
 // What an encoder computes, as data, for those who compute it elsewhere: rows of a table, or for each channel
 // a wave of the position, all times a scale, and a network behind them.
 struct EncoderForm {
-  TensorView table;                // (max_len, E) f32; a position outside of it is an Error
+  TensorView table;                 // (max_len, E) f32; a position outside of it is an Error
   std::vector<double> frequencies;  // one a channel
   std::vector<uint8_t> waves;       // 0 sine, 1 cosine, 2 the position itself
   float scale = 1;
