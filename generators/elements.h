@@ -8,8 +8,8 @@
 
 namespace posattn {
 
-// One thread an element, neighbours along the first dimension. Returns the loop over threads.
-inline Halide::Var schedule_elements(Halide::Func f) {
+// One thread an element, neighbours along the first dimension.
+inline void schedule_elements(Halide::Func f) {
   using namespace Halide;
   const std::vector<Var> args = f.args();
   Var block("block"), thread("thread"), rest = args[1];
@@ -23,7 +23,6 @@ inline Halide::Var schedule_elements(Halide::Func f) {
       .fuse(block, rest, all)
       .gpu_blocks(all)
       .gpu_threads(thread);
-  return thread;
 }
 
 template <typename B>

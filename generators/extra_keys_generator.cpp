@@ -23,7 +23,6 @@ class ExtraFactors : public Generator<ExtraFactors> {
 
   void configure() { query.set_type(type); }
   void generate() {
-    Var which("which");
     // Once for each output, within a thread of its own.
     for (const bool is_lse : {false, true}) {
       Func &product = products[is_lse ? 1 : 0];
@@ -51,15 +50,21 @@ class ExtraFactors : public Generator<ExtraFactors> {
     from_zero(query), from_zero(key), from_zero(token_lse), from_zero(factors), from_zero(lse);
   }
   void schedule() {
-    products[0].compute_at(factors, schedule_elements(factors));
-    products[1].compute_at(lse, schedule_elements(lse));
-    for (Func &f : products) {
-      f.store_in(MemoryType::Register).bound_extent(i, 1).bound_extent(head, 1).bound_extent(batch, 1);
-    }
+    schedule_rows(factors, {which}, products[0]);
+    schedule_rows(lse, {}, products[1]);
   }
 
  private:
-  Var i{"i"}, head{"head"}, batch{"batch"};
+  Var i{"i"}, head{"head"}, batch{"batch"}, which{"which"};
+  // A thread has a row. Loops are not fused: what a sum in one of them needs would not be known exactly.
+  void schedule_rows(Func f, const std::vector<VarOrRVar> &inner, Func &product) {
+    Var block("block"), thread("thread");
+    f.split(i, block, thread, 128, TailStrategy::GuardWithIf);
+    std::vector<VarOrRVar> order = inner;
+    for (const Var &var : {thread, block, head, batch}) order.emplace_back(var);
+    f.reorder(order).gpu_blocks(block, head, batch).gpu_threads(thread);
+    product.compute_at(f, thread).store_in(MemoryType::Register);
+  }
   Func products[2] = {Func("product"), Func("product_for_lse")};
 };
 
@@ -124,8 +129,12 @@ class MeanWeights : public Generator<MeanWeights> {
     from_zero(in), from_zero(out);
   }
   void schedule() {
-    sum.compute_at(out, schedule_elements(out)).store_in(MemoryType::Register);
-    sum.bound_extent(key, 1).bound_extent(i, 1).bound_extent(batch, 1);
+    Var block("block"), thread("thread");
+    out.split(key, block, thread, 128, TailStrategy::GuardWithIf)
+        .reorder(thread, i, block, batch)
+        .gpu_blocks(i, block, batch)
+        .gpu_threads(thread);
+    sum.compute_at(out, thread).store_in(MemoryType::Register);
   }
 
  private:

@@ -14,6 +14,7 @@ struct posattn_cache {
 
 struct posattn_layer {
   posattn::CombinedAttention layer;
+  bool on_cuda;
 };
 
 struct posattn_scratch {

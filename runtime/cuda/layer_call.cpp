@@ -23,11 +23,13 @@ KernelBuffer stream_buffer(const TensorView &x) {
   return buffer;
 }
 
-// Calls run(some batches) for all batches at once, or for one after the other where 32-bit offsets demand it.
+// Calls run(some batches) for all batches at once, as far as grids go, or for one after the other where
+// 32-bit offsets demand it.
 template <typename Run>
 void by_batches(bool fits, int64_t batch, const Run &run) {
-  const int64_t step = fits ? batch : 1;
-  for (int64_t b = 0; b < batch; b += step) run(b, b + step);
+  constexpr int64_t kMostBatches = 65535;
+  const int64_t step = fits ? kMostBatches : 1;
+  for (int64_t b = 0; b < batch; b += step) run(b, std::min(b + step, batch));
 }
 
 }  // namespace
@@ -174,23 +176,21 @@ void CudaSteps::merge_extra_keys(const AttendArgs &args, float scale, const Muta
   const auto bias = [&](const CudaTensor &tensor) {
     return weights_.has_bias_key ? kernel_buffer(tensor.view()) : unused_buffer(unused, DType::f32, 2);
   };
-  const KernelBuffer shares = kernel_buffer(factors);
-  {
+  const KernelBuffer shares = kernel_buffer(factors), q = kernel_buffer(query), out = kernel_buffer(args.out);
+  const KernelBuffer token_lse = kernel_buffer(args.lse), all_lse = kernel_buffer(lse);
+  bool fits = fits_kernel(q) && fits_kernel(out) && fits_kernel(token_lse);
+  by_batches(fits, batch, [&](int64_t b0, int64_t b1) {
+    const KernelBuffer some_shares = slice(shares, 2, b0, b1), some_out = slice(out, 3, b0, b1);
     KernelCall call(simt_kernel("extra_factors", type), launch_);
     call.set("scale", scale).set("softcap", args.softcap).set("group", group);
     call.set("has_bias", weights_.has_bias_key).set("has_zero", weights_.has_zero_key);
-    call.set("query", kernel_buffer(query)).set("key", bias(weights_.bias_key));
-    call.set("token_lse", kernel_buffer(args.lse))
-        .set("factors", shares)
-        .set("lse", kernel_buffer(lse))
-        .run();
-  }
-  {
-    KernelCall call(simt_kernel("extra_out", type), launch_);
-    call.set("group", group).set("has_bias", weights_.has_bias_key).set("factors", shares);
-    call.set("value", bias(weights_.bias_value)).set("in", kernel_buffer(args.out));
-    call.set("out", kernel_buffer(args.out)).run();
-  }
+    call.set("query", slice(q, 3, b0, b1)).set("key", bias(weights_.bias_key));
+    call.set("token_lse", slice(token_lse, 2, b0, b1)).set("factors", some_shares);
+    call.set("lse", slice(all_lse, 2, b0, b1)).run();
+    KernelCall merge(simt_kernel("extra_out", type), launch_);
+    merge.set("group", group).set("has_bias", weights_.has_bias_key).set("factors", some_shares);
+    merge.set("value", bias(weights_.bias_value)).set("in", some_out).set("out", some_out).run();
+  });
   // Rows of sums as rows of one token.
   const auto as_rows = [](const TensorView &view) { return view.split(2, 1, view.size(2)); };
   const TensorView to = as_rows(args.lse);
@@ -199,15 +199,18 @@ void CudaSteps::merge_extra_keys(const AttendArgs &args, float scale, const Muta
   copy_rows(as_rows(lse), {}, MutableTensorView(args.lse.data(), DType::f32, 4, shape, strides), scope_);
 
   if (weights.empty()) return;
-  {
+  const KernelBuffer all = kernel_buffer(weights), means = mean.empty() ? all : kernel_buffer(mean);
+  fits = fits_kernel(all) && fits_kernel(means);
+  by_batches(fits, batch, [&](int64_t b0, int64_t b1) {
+    const KernelBuffer some = slice(all, 3, b0, b1);
     KernelCall call(simt_kernel("extra_weights", type), launch_);
     call.set("has_bias", weights_.has_bias_key);
-    call.set("keys", static_cast<int32_t>(weights.size(3) - facts.extra_keys)).set("factors", shares);
-    call.set("in", kernel_buffer(weights)).set("out", kernel_buffer(weights)).run();
-  }
-  if (mean.empty()) return;
-  KernelCall call(simt_kernel("mean_weights", type), launch_);
-  call.set("in", kernel_buffer(weights)).set("out", kernel_buffer(mean)).run();
+    call.set("keys", static_cast<int32_t>(weights.size(3) - facts.extra_keys));
+    call.set("factors", slice(shares, 2, b0, b1)).set("in", some).set("out", some).run();
+    if (mean.empty()) return;
+    KernelCall average(simt_kernel("mean_weights", type), launch_);
+    average.set("in", some).set("out", slice(means, 2, b0, b1)).run();
+  });
 }
 
 }  // namespace posattn::cuda
