@@ -267,9 +267,10 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     for (int i = 0; i < 4; i++) lse.dim(i).set_bounds(0, out.dim(i + 1).extent());
   }
 
-  // Of SIMD schedules; those of tiles and GPUs have sizes of their own.
+  // Those for CUDA cores leave nothing open.
   schedules::TuningSpace tuning_space() const override {
-    if (get_target().has_gpu_feature() || on_tiles()) return {};
+    if (get_target().has_gpu_feature()) return {};
+    if (on_tiles()) return schedules::attention_tuning_space_amx(head_dim);
     return schedules::attention_tuning_space(schedules::machine(get_target()), head_dim, decode);
   }
 

@@ -15,7 +15,7 @@ namespace posattn {
 
 using namespace Halide;
 
-class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel {
+class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel, public schedules::Tunable {
  public:
   GeneratorParam<int> head_dim{"head_dim", 64};
   GeneratorParam<std::string> card{"card", "sm90a"};
@@ -53,16 +53,10 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   }
 
   void generate() {
-    const std::string terms = compiled_terms;
-    is_plain_ = terms == "plain";
+    const schedules::TensorScores scores = compiled_scores();
+    is_plain_ = scores == schedules::TensorScores::plain;
     // One copy of the code for every block of keys where the terms make it long.
-    is_single_loop_ = terms == "all";
-    using schedules::TensorScores;
-    const TensorScores scores = is_plain_                          ? TensorScores::plain
-                                : terms == "offsets"               ? TensorScores::table
-                                : terms == "dense"                 ? TensorScores::dense
-                                : split_branches(branches).empty() ? TensorScores::full
-                                                                   : TensorScores::branches;
+    is_single_loop_ = std::string(compiled_terms) == "all";
     TensorTiles chosen = schedules::tensor_tiles(is_hopper(), head_dim, scores);
     const auto set = [](auto &tile, int value) { tile = value >= 0 ? value : tile; };
     set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.row_tiles, row_tiles);
@@ -195,6 +189,10 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
         .bound(block_z_, 0, t.copy_warpgroup ? Expr(1) : Expr(q.dim(3).extent()));
   }
 
+  schedules::TuningSpace tuning_space() const override {
+    return schedules::tensor_tuning_space(is_hopper(), head_dim, compiled_scores());
+  }
+
   void schedule() {
     schedules::schedule_tensor(f, *tiles_);
     get_pipeline().add_custom_lowering_pass(
@@ -205,6 +203,14 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   enum class Kind { first, masked, inner };
 
   bool is_hopper() const { return std::string(card) == "sm90a"; }
+  schedules::TensorScores compiled_scores() const {
+    using schedules::TensorScores;
+    const std::string terms = compiled_terms;
+    if (terms == "plain") return TensorScores::plain;
+    if (terms == "offsets") return TensorScores::table;
+    if (terms == "dense") return TensorScores::dense;
+    return split_branches(branches).empty() ? TensorScores::full : TensorScores::branches;
+  }
 
   std::vector<Var> of_thread() const { return {thread, warpgroup, block_, block_y_, block_z_}; }
   std::vector<Var> of_round() const { return {thread, warpgroup, round_, block_, block_y_, block_z_}; }

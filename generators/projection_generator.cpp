@@ -71,8 +71,7 @@ class Projection : public Generator<Projection>, public schedules::Tunable {
   }
 
   schedules::TuningSpace tuning_space() const override {
-    if (on_tiles()) return {};  // sizes of tiles are the machine's
-    return schedules::projection_tuning_space(get_target());
+    return schedules::projection_tuning_space(get_target(), on_tiles());
   }
 
   void schedule() {

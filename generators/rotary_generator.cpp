@@ -66,6 +66,7 @@ class Rotary : public Generator<Rotary>, public schedules::Tunable {
   }
 
   schedules::TuningSpace tuning_space() const override {
+    if (get_target().has_gpu_feature()) return {};
     return schedules::rotary_tuning_space(schedules::machine(get_target()));
   }
 

@@ -103,6 +103,7 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
   }
 
   schedules::TuningSpace tuning_space() const override {
+    if (get_target().has_gpu_feature()) return {};
     const int key_lanes = schedules::machine(get_target()).key_lanes;
     schedules::TuningSpace space;
     space.parameters = {{"key_block", kKeyBlock, 2 * key_lanes, 1024, key_lanes},

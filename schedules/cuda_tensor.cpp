@@ -1,5 +1,7 @@
 #include "schedules/cuda_tensor.h"
 
+#include <algorithm>
+
 namespace posattn::schedules {
 
 using namespace Halide;
@@ -24,6 +26,81 @@ TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores) {
     return {head_dim, 128, 2, 1, 2, false, false, false, false, scores == TensorScores::dense ? 1 : 2};
   if (head_dim <= 128) return {head_dim, 128, 2, 1, 2, true, true, !plain, false, 1};
   return {head_dim, scores == TensorScores::dense ? 32 : 64, 2, 1, 2, true, true, !plain, false, 1};
+}
+
+namespace {
+
+// Why a point cannot be built, would not run, or would spill registers; empty: it may be.
+std::string infeasible_tiles(bool hopper, const TensorTiles &t) {
+  const auto is_power_of_two = [](int n) { return (n & (n - 1)) == 0; };
+  if (!is_power_of_two(t.stages)) return "stages is no power of two";
+  constexpr int kMostRows = 256;  // of a copied box, and of the padding of a table of offsets
+  if (t.rows() > kMostRows) return "more than " + std::to_string(kMostRows) + " rows";
+  if (t.overlap && t.stages < 2) return "overlap needs two stages";
+  if (t.early_value_wait && !t.overlap) return "early_value_wait is about overlap";
+  if (t.copy_warpgroup && t.stages > 2) return "a copy warpgroup posts tasks for two stages at most";
+  if (t.copy_warpgroup && t.blocks_per_sm > 1) return "a copy warpgroup takes all of the registers";
+
+  constexpr int kRegisters = 65536, kMostOfThread = 255, kOthers = 24;
+  const int shared_registers = kRegisters / (128 * t.groups() * t.blocks_per_sm);
+  const int of_copy = t.warpgroups > 2 ? 160 : 240;  // see RegisterShares in lowering/hopper.cpp
+  const int budget = t.copy_warpgroup ? of_copy : std::min(shared_registers, kMostOfThread);
+  const int queries = !hopper && !t.shared_queries ? t.row_tiles * t.head_dim / 4 : 0;
+  const int weights = t.overlap ? t.scores() / 2 : 0;
+  const int needed = t.scores() + t.outputs() + queries + weights + kOthers;
+  if (needed > budget)
+    return "a thread needs " + std::to_string(needed) + " of " + std::to_string(budget) + " registers";
+
+  // Tiles are rows of chunks of 64 channels; of mma.sync's queries only those that stay.
+  constexpr int kSharedBytes = 227 << 10, kBarriers = 1 << 10;
+  const int chunks = (t.head_dim + 63) / 64, blocks = 2 * t.stages * t.keys;
+  const int rows = hopper || t.shared_queries ? blocks + t.rows() : std::max(blocks, t.rows());
+  const int bytes = chunks * 128 * rows + kBarriers;
+  if (bytes * t.blocks_per_sm > kSharedBytes)
+    return std::to_string((bytes * t.blocks_per_sm) >> 10) + " of 227 KiB of shared memory";
+  return "";
+}
+
+}  // namespace
+
+TuningSpace tensor_tuning_space(bool hopper, int head_dim, TensorScores scores) {
+  const TensorTiles hand = tensor_tiles(hopper, head_dim, scores);
+  TuningSpace space;
+  space.parameters = {{"key_block", hand.keys, 16, 256, 16},
+                      {"warpgroups", hand.warpgroups, 1, 3},
+                      {"stages", hand.stages, 1, 4},
+                      {"blocks_per_sm", hand.blocks_per_sm, 1, 3}};
+  if (hopper) {
+    space.parameters.push_back({"copy_warpgroup", hand.copy_warpgroup, 0, 1});
+    space.parameters.push_back({"overlap", hand.overlap, 0, 1});
+    space.parameters.push_back({"early_value_wait", hand.early_value_wait, 0, 1});
+  } else {
+    space.parameters.push_back({"row_tiles", hand.row_tiles, 1, 2});
+    space.parameters.push_back({"shared_queries", hand.shared_queries, 0, 1});
+  }
+  // As many rows in all, whatever their length.
+  space.shapes = {{"short",
+                   1024,
+                   1024,
+                   {{{"batch", 16}, {"heads", 16}, {"queries", 512}},
+                    {{"batch", 16}, {"heads", 16}, {"queries", 512}, {"causal", 1}}}},
+                  {"long",
+                   0,
+                   0,
+                   {{{"heads", 16}, {"queries", 4096}}, {{"heads", 16}, {"queries", 4096}, {"causal", 1}}}}};
+  space.infeasible = [=](const TuningPoint &point) {
+    TensorTiles tiles = hand;
+    tiles.keys = point.at("key_block"), tiles.warpgroups = point.at("warpgroups");
+    tiles.stages = point.at("stages"), tiles.blocks_per_sm = point.at("blocks_per_sm");
+    if (hopper) {
+      tiles.copy_warpgroup = point.at("copy_warpgroup"), tiles.overlap = point.at("overlap");
+      tiles.early_value_wait = point.at("early_value_wait");
+    } else {
+      tiles.row_tiles = point.at("row_tiles"), tiles.shared_queries = point.at("shared_queries");
+    }
+    return infeasible_tiles(hopper, tiles);
+  };
+  return space;
 }
 
 void schedule_tensor(TensorFuncs &f, const TensorTiles &tiles) {

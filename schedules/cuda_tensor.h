@@ -6,6 +6,7 @@
 
 #include "Halide.h"
 #include "lowering/tensor_backend.h"
+#include "schedules/tuning_space.h"
 
 namespace posattn::schedules {
 
@@ -35,6 +36,8 @@ enum class TensorScores { plain, table, dense, full, branches };
 
 // For Hopper, or for the cards since Ampere.
 TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores);
+
+TuningSpace tensor_tuning_space(bool hopper, int head_dim, TensorScores scores);
 
 void schedule_tensor(TensorFuncs &f, const TensorTiles &tiles);
 

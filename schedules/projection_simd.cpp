@@ -60,14 +60,16 @@ void schedule_case(Stage stage, Func out, ProjectionFuncs &f, const Expr &has_ad
 
 }  // namespace
 
-TuningSpace projection_tuning_space(const Target &target) {
+TuningSpace projection_tuning_space(const Target &target, bool on_tiles) {
   const ProjectionTile hand = projection_tile(target);
   const Machine m = machine(target);
   TuningSpace space;
-  space.parameters = {{"tile_rows", hand.rows, 2, registers(m) / 2},
-                      {"panel", hand.features, m.lanes, 8 * m.lanes, m.lanes},
-                      {"block_rows", kProjectionBlockRows, 16, 256, 8},
-                      {"span_panels", kProjectionSpanPanels, 1, 16}};
+  if (!on_tiles) {
+    space.parameters = {{"tile_rows", hand.rows, 2, registers(m) / 2},
+                        {"panel", hand.features, m.lanes, 8 * m.lanes, m.lanes}};
+  }
+  space.parameters.push_back({"block_rows", kProjectionBlockRows, 16, 256, 8});
+  space.parameters.push_back({"span_panels", kProjectionSpanPanels, 1, 16});
   // One class: weights are packed in panels before anybody knows how many rows there will be.
   space.shapes = {{"any",
                    0,
@@ -75,6 +77,7 @@ TuningSpace projection_tuning_space(const Target &target) {
                    {{{"rows", 512}, {"features", 768}},
                     {{"rows", 48}, {"features", 768}},
                     {{"rows", 1}, {"features", 1024}}}}};
+  if (on_tiles) return space;
   space.infeasible = [=](const TuningPoint &point) {
     return too_many_registers("the tile", point.at("tile_rows"), point.at("panel") / m.lanes, registers(m));
   };

@@ -66,7 +66,8 @@ constexpr int kProjectionBlockRows = 96;
 // Panels whose results go out together.
 constexpr int kProjectionSpanPanels = 6;
 
-TuningSpace projection_tuning_space(const Halide::Target &target);
+// On AMX tiles, whose sizes are the machine's, fewer parameters are left.
+TuningSpace projection_tuning_space(const Halide::Target &target, bool on_tiles);
 
 void schedule_projection(Halide::Func out, const std::vector<ProjectionCase> &cases,
                          const Halide::Expr &has_addend, const ProjectionVars &vars, const Machine &machine,

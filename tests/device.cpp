@@ -16,6 +16,13 @@ namespace {
 constexpr size_t kBehindWorkspace = 1 << 18;
 constexpr unsigned char kPattern = 0xff;  // NaN in every float type
 
+bool cuda_in_environment() {
+  const char *const device = std::getenv("POSATTN_TEST_DEVICE");
+  return device && std::strcmp(device, "cuda") == 0;
+}
+
+bool cuda = cuda_in_environment();
+
 std::string attend_on_cuda(const AttendArgs &args, size_t guard) {
   const CudaStream stream;
   StagedAttend staged(args, stream, guard);
@@ -35,10 +42,9 @@ std::string attend_on_cuda(const AttendArgs &args, size_t guard) {
 
 }  // namespace
 
-bool on_cuda() {
-  const char *const device = std::getenv("POSATTN_TEST_DEVICE");
-  return device && std::strcmp(device, "cuda") == 0;
-}
+bool on_cuda() { return cuda; }
+
+void use_cuda(bool yes) { cuda = yes; }
 
 std::vector<std::string> device_targets() {
   std::vector<std::string> names;

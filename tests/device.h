@@ -11,6 +11,7 @@
 namespace posattn::oracle {
 
 bool on_cuda();
+void use_cuda(bool yes);  // whatever the environment says
 
 // Kernel families of this program that the device runs.
 std::vector<std::string> device_targets();

@@ -127,9 +127,45 @@ def _has_kernels(kind, type, target):
 def _program(kind, target):
     return _TENSOR_PROGRAM if target in _TENSOR_TARGETS else _KINDS[kind].program
 
-# What the tuner calls the generators with.
-KERNEL_FEATURES = _FEATURES
-KERNEL_KINDS = _KINDS
+def _halide_target(target):
+    return (TARGETS.get(target) or CUDA_TARGETS[target]) + _FEATURES
+
+def _kind_params(kind, target):
+    """Generator parameters that do not depend on the kernel's branches, head dimension and type."""
+    kind = _KINDS[kind]
+    if target in _TENSOR_TARGETS:
+        params = dict(kind.tensor)
+        params.update({"card": target, "key_form": "plain"})
+        return params
+    params = dict(kind.params)
+    if target in CUDA_TARGETS:
+        params.update(kind.cuda)
+    return params
+
+def kernel_kinds():
+    """What the tuner calls generators with: of each kind, how it is compiled for each target."""
+    return {
+        name: struct(
+            branches = bool(kind.branches),
+            builds = {
+                target: struct(
+                    generator = _TENSOR_PROGRAM if target in _TENSOR_TARGETS else kind.generator,
+                    halide_target = _halide_target(target),
+                    params = _kind_params(name, target),
+                    program = _program(name, target),
+                    types = [
+                        type
+                        for type in kind.types or TYPES.keys()
+                        if _has_kernels(name, type, target) and type == _TARGET_TYPES.get(target, type)
+                    ],
+                )
+                for target in TARGETS.keys() + CUDA_TARGETS.keys()
+                if _has_kernels(name, "any", target)
+            },
+            head_dim = kind.head_dim,
+        )
+        for name, kind in _KINDS.items()
+    }
 
 def _normal(branch_set):
     """'t5+alibi' -> 'alibi+t5', which is how the runtime looks a set up."""
@@ -194,18 +230,13 @@ def _symbol(prefix, kernel):
 
 def _params(kernel):
     kind = _KINDS[kernel.kind]
-    params = {} if kernel.target in _TENSOR_TARGETS else dict(kind.params)
+    params = _kind_params(kernel.kind, kernel.target)
     if kind.branches:
         params["branches"] = kernel.branches
     if kind.head_dim:
         params["head_dim"] = str(kernel.head_dim)
     if not kind.types:
         params["type"] = TYPES[kernel.type]
-    if kernel.target in _TENSOR_TARGETS:
-        params.update(kind.tensor)
-        params.update({"card": kernel.target, "key_form": "plain"})
-    elif kernel.target in CUDA_TARGETS:
-        params.update(kind.cuda)
     params.update({name: str(value) for name, value in kernel.variant.params.items()})
     return params
 
@@ -231,7 +262,7 @@ def _kernel_archives_impl(ctx):
             generator = _TENSOR_PROGRAM if kernel.target in _TENSOR_TARGETS else kind.generator,
             params = _params(kernel),
             program = programs[_program(kernel.kind, kernel.target)],
-            target = (TARGETS.get(kernel.target) or CUDA_TARGETS[kernel.target]) + _FEATURES,
+            target = _halide_target(kernel.target),
         )
         archives.append(archive)
         rows.append("\t".join([

@@ -15,6 +15,9 @@ tuned_schedules = repository_rule(
         "files": attr.label_list(
             doc = "One file a target.",
             default = [
+                "//schedules/tuned:sm90a.json",
+                "//schedules/tuned:sm80.json",
+                "//schedules/tuned:amx.json",
                 "//schedules/tuned:avx512.json",
                 "//schedules/tuned:avx2.json",
                 "//schedules/tuned:sse41.json",

@@ -19,13 +19,14 @@ class OutcomesTest(TuningTest):
         super().setUp()
         manifest = kernels.Manifest(MANIFEST)
         faulty = json.loads(pathlib.Path(MANIFEST).read_text())
-        faulty["kinds"]["rotary"]["program"] = os.path.abspath("tests/tune/faulty_generator.py")
+        for build in faulty["kinds"]["rotary"]["builds"].values():
+            build["program"] = os.path.abspath("tests/tune/faulty_generator.py")
         path = self.folder / "manifest.json"
         path.write_text(json.dumps(faulty))
-        os.environ["REAL_PROGRAM"] = manifest.program("rotary")
         os.environ["FAULTS"] = json.dumps(FAULTS)
         self.manifest = kernels.Manifest(path)
         device = measuring.device(self.manifest)
+        os.environ["REAL_PROGRAM"] = manifest.program("rotary", device["targets"][0])
         kernel = kernels.Kernel("rotary", 0, "f32", device["targets"][0])
         generator = kernels.Generator(self.manifest, kernel)
         space = generator.space()

@@ -5,7 +5,6 @@
 #include <iostream>
 #include <memory>
 
-#include "runtime/dispatch.h"
 #include "runtime/error.h"
 #include "tools/posattn/bench_case.h"
 #include "tools/posattn/commands.h"
@@ -27,7 +26,11 @@ struct BenchOptions {
 };
 
 // Seconds of each run, fastest first; after one run that is not counted.
-std::vector<double> time_runs(const std::function<void()> &run, double seconds) {
+std::vector<double> time_runs(const BenchWork &work, double seconds) {
+  const auto run = [&work] {
+    work.run();
+    if (work.finish) work.finish();
+  };
   run();
   std::vector<double> times;
   const Clock::time_point begin = Clock::now();
@@ -69,15 +72,13 @@ void run(const BenchOptions &options) {
   int64_t timed = 0;
   for (const KernelInfo *kernel : select_kernels(options.filter)) {
     if (!runs_here(*kernel)) continue;
-    set_target(kernel->target);
-    prefer_kernel(kernel);  // not a variant of it that is tuned for other shapes
+    take_kernel(*kernel);  // not a variant of it that is tuned for other shapes
     const BenchWork work = make_work(*kernel, options.sizes);
     if (!work.run) continue;
     if (!timed++) print_header();
-    print_result(*kernel, work, time_runs(work.run, options.seconds));
+    print_result(*kernel, work, time_runs(work, options.seconds));
   }
-  set_target("");
-  prefer_kernel(nullptr);
+  take_any_kernel();
   if (!timed) fail("bench: no kernel that this machine runs and that is timed by itself matches");
 }
 
@@ -93,14 +94,14 @@ void add_bench(CLI::App &app) {
       "weights,\n"
       "too. pack_keys packs keys and values. offsets and merge are timed as parts of prefill and decode. "
       "Best and\n"
-      "median are over all runs.");
+      "median are over all runs. A run on a GPU ends when its results are there: the launch counts.");
   options->filter.add_to(*command);
   BenchSizes &sizes = options->sizes;
   const std::vector<std::tuple<const char *, int64_t *, const char *>> numbers = {
       {"--batch", &sizes.batch, "Of attention (1)"},
       {"--heads", &sizes.heads, "Of attention (8)"},
-      {"--queries", &sizes.queries, "And keys, of prefill and weights; tokens of rotary (1024)"},
-      {"--keys", &sizes.keys, "Of decode and packing (8192)"},
+      {"--queries", &sizes.queries, "Of prefill and weights; tokens of rotary (1024)"},
+      {"--keys", &sizes.keys, "Of prefill and weights (as many as queries), decode and packing (8192)"},
       {"--rows", &sizes.rows, "Of projection (512)"},
       {"--features", &sizes.features, "In and out, of projection (1024)"}};
   for (const auto &[name, value, help] : numbers)

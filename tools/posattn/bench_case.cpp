@@ -1,8 +1,11 @@
 #include "tools/posattn/bench_case.h"
 
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "runtime/attend.h"
+#include "runtime/cuda/staged.h"
 #include "runtime/kv_cache.h"
 #include "runtime/linear.h"
 #include "runtime/rotary.h"
@@ -13,14 +16,29 @@ namespace posattn::cli {
 namespace {
 
 constexpr int64_t kUsualHeadDim = 64;  // for kernels of any head dimension
+constexpr int64_t kCachedKeys = 8192;  // where no number is given
 constexpr const char *kOperations = "GFLOP/s", *kBytes = "GB/s";
 
+// A million numbers, again and again: making them all would take longer than what is timed.
 Tensor random_tensor(DType type, std::initializer_list<int64_t> shape) {
+  constexpr int64_t kNumbers = 1 << 20;
+  Tensor tensor(type, shape);
+  const int64_t count = tensor.view().num_elements(), some = std::min(count, kNumbers);
   oracle::Random random(1);
-  Tensor numbers(DType::f32, shape);
-  for (int64_t i = 0; i < numbers.view().num_elements(); ++i)
-    numbers.as<float>()[i] = static_cast<float>(2 * random.uniform() - 1);
-  return numbers.to(type);
+  Tensor numbers(DType::f32, {some});
+  for (int64_t i = 0; i < some; ++i) numbers.as<float>()[i] = static_cast<float>(2 * random.uniform() - 1);
+  const Tensor stored = numbers.to(type);
+  char *const to = static_cast<char *>(tensor.as<void>());
+  for (int64_t at = 0; at < count; at += some) {
+    std::memcpy(to + at * size_of(type), stored.view().data(),
+                static_cast<size_t>(std::min(some, count - at) * size_of(type)));
+  }
+  return tensor;
+}
+
+bool is(const KernelInfo &kernel, const char *kind) { return std::strcmp(kernel.kind, kind) == 0; }
+bool is_prefill(const KernelInfo &kernel) {
+  return std::strncmp(kernel.kind, "prefill", std::strlen("prefill")) == 0;
 }
 
 int64_t head_dim(const KernelInfo &kernel) { return kernel.head_dim ? kernel.head_dim : kUsualHeadDim; }
@@ -28,9 +46,13 @@ int64_t head_dim(const KernelInfo &kernel) { return kernel.head_dim ? kernel.hea
 // A call of attend() with all the memory that it uses.
 struct Attention {
   AttendArgs args;
-  Tensor query, key, value, out, weights, slopes, relative, t5, workspace;
+  Tensor query, key, value, out, weights, slopes, relative, t5, dense, workspace;
   std::unique_ptr<KvCache> cache;
   std::vector<std::unique_ptr<LogitBranch>> branches;
+  // On a GPU.
+  CudaStream stream;
+  std::unique_ptr<StagedAttend> staged;
+  CudaMemory gpu_workspace;
 
   Attention(const KernelInfo &kernel, const BenchSizes &sizes, int64_t queries, int64_t keys, bool cached) {
     const DType type = type_of(kernel);
@@ -50,14 +72,25 @@ struct Attention {
       args.key = key.view();
       args.value = value.view();
     }
-    if (std::string(kernel.kind) == "weights") {
+    if (is(kernel, "weights")) {
       weights = Tensor(type, {sizes.batch, sizes.heads, queries, keys});
       args.weights = weights;
       args.need_weights = Weights::heads;
     }
-    add_branches(branch_names(kernel), sizes.heads);
-    const auto bytes = static_cast<int64_t>(attend_workspace_size(args));
-    workspace = Tensor(DType::f32, {bytes / size_of(DType::f32) + 1});
+    if (is(kernel, "prefill_dense")) {
+      dense = random_tensor(DType::f32, {1, 1, queries, keys});
+      args.dense_bias = dense.view();
+    }
+    // Any branch that can be tabulated makes a table.
+    add_branches(is(kernel, "prefill_offsets") ? std::vector<std::string>{"relative"} : branch_names(kernel),
+                 sizes.heads);
+    if (runs_on_gpu(kernel)) {
+      staged = std::make_unique<StagedAttend>(args, stream);
+      gpu_workspace = CudaMemory(attend_workspace_size(staged->args(), stream), stream);
+    } else {
+      const auto bytes = static_cast<int64_t>(attend_workspace_size(args));
+      workspace = Tensor(DType::f32, {bytes / size_of(DType::f32) + 1});
+    }
   }
 
   void add_branches(const std::vector<std::string> &names, int64_t heads) {
@@ -81,6 +114,7 @@ struct Attention {
   // The first and, where positions do not matter, the last rows of the first batch. A causal call that ends
   // with row n sees the keys up to it.
   oracle::Comparison check() const {
+    if (staged) staged->download();
     constexpr int64_t kRows = 3;
     const int64_t rows = query.view().size(2), keys = key.view().size(2);
     const int64_t heads = branches.empty() ? 1 : query.view().size(1);
@@ -93,6 +127,7 @@ struct Attention {
       part.key = some(key.view()).slice(2, 0, last_key);
       part.value = some(value.view()).slice(2, 0, last_key);
       part.out = some(args.out).slice(2, begin, end);
+      if (!dense.empty()) part.dense_bias = dense.view().slice(2, begin, end).slice(3, 0, last_key);
       if (!weights.empty()) part.weights = some(args.weights).slice(2, begin, end).slice(3, 0, last_key);
       return oracle::compare_outputs(part);
     };
@@ -101,8 +136,12 @@ struct Attention {
   }
 
   void run() const {
-    attend(args, workspace.as<void>(),
-           static_cast<size_t>(workspace.view().num_elements() * size_of(DType::f32)));
+    if (staged) {
+      attend(staged->args(), stream, gpu_workspace.data(), gpu_workspace.size());
+    } else {
+      attend(args, workspace.as<void>(),
+             static_cast<size_t>(workspace.view().num_elements() * size_of(DType::f32)));
+    }
   }
 };
 
@@ -111,12 +150,15 @@ std::string heads_text(const BenchSizes &sizes) {
 }
 
 BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool decode) {
-  const int64_t queries = decode ? 1 : sizes.queries, keys = decode ? sizes.keys : sizes.queries;
-  const bool weights = std::string(kernel.kind) == "weights";
-  const auto call = std::make_shared<Attention>(kernel, sizes, queries, keys, decode);
+  const int64_t queries = decode ? 1 : sizes.queries;
+  const int64_t keys = sizes.keys ? sizes.keys : decode ? kCachedKeys : queries;
+  const bool weights = is(kernel, "weights"), on_gpu = runs_on_gpu(kernel);
+  // A GPU has no packed cache.
+  const auto call = std::make_shared<Attention>(kernel, sizes, queries, keys, decode && !on_gpu);
   const double row = static_cast<double>(sizes.batch * sizes.heads * keys * head_dim(kernel));
   BenchWork work;
   work.run = [call] { call->run(); };
+  if (on_gpu) work.finish = [call] { synchronize(call->stream); };
   work.check = [call] { return call->check(); };
   // A product is a multiplication and an addition; the weights are computed from the keys once more. Decoding
   // reads every key and value once.
@@ -136,11 +178,11 @@ BenchWork packing_work(const KernelInfo &kernel, const BenchSizes &sizes) {
     KvCache cache;
   };
   const DType type = type_of(kernel);
-  const int64_t dim = kernel.head_dim;
+  const int64_t dim = kernel.head_dim, keys = sizes.keys ? sizes.keys : kCachedKeys;
   const auto call =
-      std::make_shared<Packing>(Packing{random_tensor(type, {sizes.batch, sizes.heads, sizes.keys, dim}),
-                                        random_tensor(type, {sizes.batch, sizes.heads, sizes.keys, dim}),
-                                        KvCache(sizes.batch, sizes.heads, dim, dim, sizes.keys, type)});
+      std::make_shared<Packing>(Packing{random_tensor(type, {sizes.batch, sizes.heads, keys, dim}),
+                                        random_tensor(type, {sizes.batch, sizes.heads, keys, dim}),
+                                        KvCache(sizes.batch, sizes.heads, dim, dim, keys, type)});
   BenchWork work;
   work.run = [call] {
     call->cache.clear();
@@ -148,7 +190,7 @@ BenchWork packing_work(const KernelInfo &kernel, const BenchSizes &sizes) {
   };
   work.amount = 2 * static_cast<double>(call->key.view().num_elements() * size_of(type));
   work.unit = kBytes;
-  work.sizes = heads_text(sizes) + std::to_string(sizes.keys) + " keys and values";
+  work.sizes = heads_text(sizes) + std::to_string(keys) + " keys and values";
   return work;
 }
 
@@ -229,12 +271,12 @@ BenchWork projection_work(const KernelInfo &kernel, const BenchSizes &sizes) {
 }  // namespace
 
 BenchWork make_work(const KernelInfo &kernel, const BenchSizes &sizes) {
-  const std::string kind = kernel.kind;
-  if (kind == "prefill" || kind == "weights") return attention_work(kernel, sizes, false);
-  if (kind == "decode") return attention_work(kernel, sizes, true);
-  if (kind == "pack_keys") return packing_work(kernel, sizes);
-  if (kind == "rotary") return rotary_work(kernel, sizes);
-  if (kind == "projection") return projection_work(kernel, sizes);
+  if (is_prefill(kernel) || is(kernel, "weights")) return attention_work(kernel, sizes, false);
+  if (is(kernel, "decode")) return attention_work(kernel, sizes, true);
+  if (runs_on_gpu(kernel)) return {};
+  if (is(kernel, "pack_keys")) return packing_work(kernel, sizes);
+  if (is(kernel, "rotary")) return rotary_work(kernel, sizes);
+  if (is(kernel, "projection")) return projection_work(kernel, sizes);
   return {};
 }
 

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "runtime/cuda/targets.h"
+#include "runtime/dispatch.h"
 #include "runtime/error.h"
 
 namespace posattn::cli {
@@ -31,6 +32,14 @@ void add_repeatable(CLI::App &app, const std::string &name, std::vector<T> &valu
   app.add_option(name, values, help)->allow_extra_args(false)->type_name(type);
 }
 
+void force_target(const std::string &target) {
+  if (find_target(target) >= kNumCpuTargets) {
+    set_cuda_target(target);
+  } else {
+    set_target(target);
+  }
+}
+
 }  // namespace
 
 void KernelFilter::add_to(CLI::App &app) {
@@ -48,8 +57,8 @@ bool KernelFilter::matches(const KernelInfo &kernel) const {
 }
 
 void KernelFilter::check_targets() const {
-  for (const std::string &target : targets) set_target(target);
-  set_target("");
+  for (const std::string &target : targets) force_target(target);
+  take_any_kernel();
 }
 
 std::vector<const KernelInfo *> select_kernels(const KernelFilter &filter) {
@@ -65,10 +74,23 @@ std::vector<const KernelInfo *> select_kernels(const KernelFilter &filter) {
 }
 
 bool runs_here(const KernelInfo &kernel) {
-  const std::vector<TargetInfo> known = targets();
+  const std::vector<TargetInfo> known = runs_on_gpu(kernel) ? cuda_targets() : targets();
   return std::any_of(known.begin(), known.end(), [&](const TargetInfo &info) {
     return info.name == std::string(kernel.target) && info.cpu_has_it;
   });
+}
+
+bool runs_on_gpu(const KernelInfo &kernel) { return find_target(kernel.target) >= kNumCpuTargets; }
+
+void take_kernel(const KernelInfo &kernel) {
+  force_target(kernel.target);
+  prefer_kernel(&kernel);
+}
+
+void take_any_kernel() {
+  set_target("");
+  set_cuda_target("");
+  prefer_kernel(nullptr);
 }
 
 std::vector<std::string> branch_names(const KernelInfo &kernel) {

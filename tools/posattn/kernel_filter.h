@@ -26,6 +26,10 @@ struct KernelFilter {
 std::vector<const KernelInfo *> select_kernels(const KernelFilter &filter);
 
 bool runs_here(const KernelInfo &kernel);
+bool runs_on_gpu(const KernelInfo &kernel);
+// Calls take kernels of its target, and of two that serve a call this one; until take_any_kernel().
+void take_kernel(const KernelInfo &kernel);
+void take_any_kernel();
 std::vector<std::string> branch_names(const KernelInfo &kernel);  // {} for "none"
 DType type_of(const KernelInfo &kernel);
 // The next smaller head dimension for which there is such a kernel; 0 if there is none. Between that and its

@@ -7,7 +7,6 @@
 #include <memory>
 #include <sstream>
 
-#include "runtime/dispatch.h"
 #include "runtime/error.h"
 #include "tools/posattn/commands.h"
 #include "tools/posattn/kernel_filter.h"
@@ -114,12 +113,10 @@ void run(const VerifyOptions &options) {
       ++counts.unavailable;
       continue;
     }
-    set_target(kernel->target);
-    prefer_kernel(kernel);  // not a variant of it that is tuned for other shapes
+    take_kernel(*kernel);  // not a variant of it that is tuned for other shapes
     verify_kernel(*kernel, options, progress, counts);
   }
-  set_target("");
-  prefer_kernel(nullptr);
+  take_any_kernel();
   progress.end();
   std::cout << counts.kernels << " kernels verified with " << counts.cases
             << " cases: " << counts.kernels - counts.failed << " passed, " << counts.failed << " failed";

@@ -5,6 +5,7 @@
 #include "runtime/error.h"
 #include "runtime/linear.h"
 #include "tests/case.h"
+#include "tests/device.h"
 #include "tests/reference.h"
 #include "tools/posattn/kernel_filter.h"
 
@@ -14,9 +15,14 @@ namespace {
 using oracle::Case;
 using oracle::CaseSpec;
 using oracle::Comparison;
+using oracle::Layout;
 using oracle::PositionKind;
 using oracle::Random;
 
+// Attention on tensor cores with some terms compiled in: prefill_plain, ...
+bool is_special_prefill(const KernelInfo &kernel) {
+  return std::string(kernel.kind).rfind("prefill_", 0) == 0;
+}
 bool is(const KernelInfo &kernel, const char *kind) { return std::string(kernel.kind) == kind; }
 
 // The type of calls that run this kernel: its own, except that tables of offsets are float32 for all types,
@@ -41,6 +47,20 @@ int64_t largest_head_dim(const KernelInfo &kernel) {
   return largest;
 }
 
+// Those that the kernel lacks.
+void leave_out_terms(const KernelInfo &kernel, CaseSpec &spec) {
+  for (oracle::MaskSpec *mask : {&spec.keep, &spec.block, &spec.add, &spec.dense}) mask->given = false;
+  spec.key_keep = spec.key_block = spec.key_add = false;
+  spec.softcap = 0;
+  spec.rotary_dim = 0;
+  spec.weights = Weights::none;
+  spec.positions = PositionKind::none;
+  spec.q_position_mask = spec.k_position_mask = false;
+  if (spec.scale && *spec.scale <= 0) spec.scale.reset();
+  spec.dense.given = is(kernel, "prefill_dense");
+  if (is(kernel, "prefill_offsets")) spec.branches = {"relative"};
+}
+
 // A random call of attend() that runs this kernel; small enough for the float64 reference to take
 // milliseconds.
 CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
@@ -56,6 +76,14 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
   spec.head_dim = random.chance(0.6) ? largest : random.integer(smallest, largest);
   spec.value_dim = random.chance(0.6) ? spec.head_dim : random.integer(smallest, largest);
 
+  if (is_special_prefill(kernel)) leave_out_terms(kernel, spec);
+  if (std::string(kernel.target) != "simt" && runs_on_gpu(kernel)) {
+    // Others run on CUDA cores.
+    constexpr int64_t kAligned = 8;
+    spec.layout = spec.out_layout = Layout::bhtd;
+    for (int64_t *dim : {&spec.head_dim, &spec.value_dim}) *dim = (*dim + kAligned - 1) / kAligned * kAligned;
+  }
+
   // A few queries with many keys are decoding, with the keys in parts; many queries are prefill.
   const bool splits_keys = is(kernel, "merge");
   if (splits_keys || is(kernel, "decode")) {
@@ -65,7 +93,7 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
     spec.keys = splits_keys ? random.integer(4000, 9000) : random.integer(1, alibi ? 300 : 2500);
     spec.batch = 1;
   } else {
-    spec.queries = random.integer(is(kernel, "prefill") ? 40 : 1, 130);
+    spec.queries = random.integer(is(kernel, "prefill") || is_special_prefill(kernel) ? 40 : 1, 130);
     spec.keys = random.chance(0.4) ? spec.queries : random.integer(1, 260);
   }
 
@@ -91,6 +119,7 @@ Verdict verdict_of(const Comparison &comparison, const std::string &what) {
 }
 
 Verdict verify_attention(const KernelInfo &kernel, uint64_t seed) {
+  oracle::use_cuda(runs_on_gpu(kernel));
   Case c(spec_for(kernel, seed));
   const std::string what = oracle::describe(c.spec());
   c.attend();
@@ -154,6 +183,7 @@ std::string why_not(const KernelInfo &kernel) {
   for (const std::string &name : branch_names(kernel))
     if (name != "relative" && name != "alibi" && name != "t5")
       return "no formula in float64 for branch " + name;
+  if (is_special_prefill(kernel)) return "";
   for (const char *kind : {"prefill", "decode", "merge", "weights", "offsets", "pack_keys", "pack_values",
                            "rotary", "projection"})
     if (is(kernel, kind)) return "";

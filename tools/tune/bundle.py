@@ -8,6 +8,7 @@ import optuna
 
 import kernels
 import measuring
+import search
 
 _PROPOSALS_PER_CANDIDATE = 50
 _SCRIPT = """#!/bin/sh
@@ -16,23 +17,28 @@ cd "$(dirname "$0")" && exec ./measure jobs.jsonl -o records.jsonl
 """.replace("measure jobs.jsonl", "measure jobs jobs.jsonl")
 
 
-def _candidates(space, generator, count, seed):
-    """Points that are feasible, the ones chosen by hand first. Random ones: nobody knows yet what is good there."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    points = [space.by_hand()]
+def _candidates(subject, generator, count, seed, results):
+    """Feasible points that the device has not measured, the ones chosen by hand first: random ones at first, and once
+    records have come back those that they speak for."""
+    space = subject.space
+    study = optuna.create_study(sampler=search.sampler(seed))
+    search.import_records(study, subject, results)
+    known = results.points()
+    points = [] if space.by_hand() in known else [space.by_hand()]
     for _ in range(count * _PROPOSALS_PER_CANDIDATE):
         if len(points) >= count:
             break
         trial = study.ask()
         point = space.point(lambda p: trial.suggest_int(p.label, p.low, p.high, step=p.step))
-        study.tell(trial, 0.0)
-        if point not in points and not generator.infeasible(point):
-            points.append(point)
+        if generator.infeasible(point):
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        elif point not in points and point not in known:
+            points.append(point)  # its trial stays open: the next ones keep away from it
     return points
 
 
 def write(folder, manifest, subjects, count, seed, options, say):
-    """subjects: (Subject, Generator) of each kernel and class of shapes."""
+    """subjects: (Subject, Generator, Results) of each kernel and class of shapes."""
     folder = pathlib.Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise kernels.Failed(f"{folder}: there is something in it already")
@@ -50,9 +56,9 @@ def write(folder, manifest, subjects, count, seed, options, say):
         return built[symbol].name, symbol
 
     jobs = []
-    for subject, generator in subjects:
+    for subject, generator, results in subjects:
         baseline = library(generator, subject, subject.space.by_hand())
-        for point in _candidates(subject.space, generator, count, seed):
+        for point in _candidates(subject, generator, count, seed, results):
             try:
                 candidate = library(generator, subject, point)
             except kernels.BuildFailed as error:

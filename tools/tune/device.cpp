@@ -9,9 +9,15 @@
 #include <sstream>
 
 #include "runtime/cpu.h"
+#include "runtime/cuda/context.h"
+#include "runtime/cuda/targets.h"
+#include "runtime/error.h"
+#include "tools/tune/supervised.h"
 
 namespace posattn::tune {
 namespace {
+
+using nlohmann::ordered_json;
 
 // Of the first processor, as Linux describes it.
 std::map<std::string, std::string> processor() {
@@ -38,9 +44,13 @@ std::string hex(uint64_t value) {
   return text.str();
 }
 
-}  // namespace
+std::string fingerprint(const std::string &identity) {
+  uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const char c : identity) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  return hex(hash);
+}
 
-nlohmann::ordered_json describe_device() {
+ordered_json describe_cpu() {
   std::map<std::string, std::string> cpu = processor();
   std::ostringstream identity;
   for (const char *field : {"vendor_id", "cpu family", "model", "stepping", "model name"})
@@ -48,10 +58,30 @@ nlohmann::ordered_json describe_device() {
   for (const int cache : {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE})
     identity << sysconf(cache) << '/';
   for (int i = 0; i < kNumCpuTargets; ++i) identity << cpu_target(i).available();
-  uint64_t hash = 14695981039346656037u;  // FNV-1a
-  for (const char c : identity.str()) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
   const std::string name = cpu["model name"];
-  return {{"fingerprint", hex(hash)}, {"cpu", name.empty() ? "unknown" : name}, {"cores", available_cores()}};
+  return {{"fingerprint", fingerprint(identity.str())},
+          {"cpu", name.empty() ? "unknown" : name},
+          {"cores", available_cores()}};
+}
+
+ordered_json describe_gpu() {
+  const cuda::Scope scope{CudaStream()};
+  const cuda::ContextState &gpu = scope.context();
+  std::ostringstream identity;
+  identity << gpu.name() << '/' << gpu.capability() << '/' << gpu.multiprocessors();
+  return {{"fingerprint", fingerprint(identity.str())}, {"gpu", gpu.name()}, {"cores", gpu.multiprocessors()}};
+}
+
+}  // namespace
+
+bool runs_on_gpu(const std::string &target) { return find_target(target) >= kNumCpuTargets; }
+
+ordered_json describe_device(const std::string &target) {
+  if (!runs_on_gpu(target)) return describe_cpu();
+  constexpr double kMostSeconds = 60;
+  static const ordered_json gpu = supervised(describe_gpu, kMostSeconds);
+  if (!gpu.contains("fingerprint")) fail(gpu.value("detail", "the GPU does not answer"));
+  return gpu;
 }
 
 }  // namespace posattn::tune

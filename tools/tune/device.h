@@ -1,12 +1,18 @@
-// What a measurement was made on.
+// What is measured on: records from elsewhere do not count.
 #pragma once
+
+#include <string>
 
 #include "nlohmann/json.hpp"
 
 namespace posattn::tune {
 
-// {"fingerprint", "cpu", "cores"}. Machines of one fingerprint have the same processor model, caches and
-// instruction sets; how many cores a process may use is not part of it.
-nlohmann::ordered_json describe_device();
+// fingerprint: equal for equal processors and caches, or for equal GPUs, whichever runs the target; cpu or gpu:
+// its name for people; cores: that this process may use. A GPU is asked in a process of its own: children of
+// one that has used a GPU cannot.
+nlohmann::ordered_json describe_device(const std::string &target);
+
+// Whether kernels of this target run on GPUs.
+bool runs_on_gpu(const std::string &target);
 
 }  // namespace posattn::tune

@@ -14,16 +14,17 @@ constexpr double kSampleSeconds = 0.002;  // a shorter call is repeated to this 
 constexpr double kLongSeconds = 0.02;     // from here on a call is its own warm-up
 constexpr int kFewestRounds = 5, kRoundsToGiveUp = 3, kMostRepeats = 1 << 20;
 
-double now(int threads) {
+double now(const TimingOptions &options) {
   timespec time{};
-  clock_gettime(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  clock_gettime(options.threads == 1 && !options.finish ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-double timed(const std::function<void()> &run, int repeats, int threads) {
-  const double start = now(threads);
+double timed(const std::function<void()> &run, int repeats, const TimingOptions &options) {
+  const double start = now(options);
   for (int i = 0; i < repeats; ++i) run();
-  return (now(threads) - start) / repeats;
+  if (options.finish) options.finish();
+  return (now(options) - start) / repeats;
 }
 
 double median(std::vector<double> values) {
@@ -34,19 +35,20 @@ double median(std::vector<double> values) {
 // One side, with as many calls a sample as the clock needs.
 struct Side {
   const std::function<void()> &run;
-  int threads, repeats = 1;
+  const TimingOptions &options;
+  int repeats = 1;
   bool warm_up = true;
   std::vector<double> times = {};
 
   void prepare() {
-    run();
-    const double once = std::max(timed(run, 1, threads), 1e-8);
+    timed(run, 1, options);
+    const double once = std::max(timed(run, 1, options), 1e-8);
     warm_up = once < kLongSeconds;
     repeats = static_cast<int>(std::clamp(std::round(kSampleSeconds / once), 1.0, double{kMostRepeats}));
   }
   void sample() {
     if (warm_up) run();  // the other side's data were in the caches
-    times.push_back(timed(run, repeats, threads));
+    times.push_back(timed(run, repeats, options));
   }
 };
 
@@ -54,7 +56,7 @@ struct Side {
 
 Timing interleave(const std::function<void()> &candidate, const std::function<void()> &baseline,
                   const TimingOptions &options) {
-  Side a{candidate, options.threads}, b{baseline, options.threads};
+  Side a{candidate, options}, b{baseline, options};
   a.prepare();
   b.prepare();
   Timing timing;

@@ -8,6 +8,7 @@ namespace posattn::tune {
 struct TimingOptions {
   double seconds = 0.3;  // for both together
   int threads = 1;       // one: the thread's own time counts, which others on the machine disturb less
+  std::function<void()> finish;  // waits for what was begun, on a GPU; then the time until it is done counts
   double give_up = 0;  // > 0: stop early when the candidate takes more than so many times the baseline's time
 };
 

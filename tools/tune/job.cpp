@@ -8,6 +8,7 @@
 #include "runtime/error.h"
 #include "runtime/threads.h"
 #include "tools/posattn/bench_case.h"
+#include "tools/posattn/kernel_filter.h"
 #include "tools/posattn/verify_case.h"
 #include "tools/tune/device.h"
 #include "tools/tune/interleaved.h"
@@ -59,7 +60,7 @@ struct Contender {
 
   Contender(const ordered_json &from, const KernelKey &key, const BenchSizes &sizes)
       : kernel(load_kernel(from.at("library"), from.at("symbol"), key)) {
-    prefer_kernel(&kernel);
+    cli::take_kernel(kernel);
     work = cli::make_work(kernel, sizes);
     if (!work.run) fail("kind ", key.kind, ": not timed by itself");
   }
@@ -75,12 +76,10 @@ ordered_json wrong(const std::string &detail) { return {{"outcome", "wrong"}, {"
 
 ordered_json measure_here(const ordered_json &job) {
   const KernelKey key = key_of(job.at("kernel"));
-  set_target(key.target);
   set_num_threads(job.at("threads"));
   const BenchSizes sizes = sizes_of(job.at("call"));
   const Contender candidate(job.at("candidate"), key, sizes);
 
-  prefer_kernel(&candidate.kernel);
   for (int i = 0; i < job.at("verify_cases").get<int>() && cli::why_not(candidate.kernel).empty(); ++i) {
     const cli::Verdict verdict = cli::verify(candidate.kernel, static_cast<uint64_t>(i) + 1);
     if (!verdict.ok) return wrong(verdict.text);
@@ -95,7 +94,8 @@ ordered_json measure_here(const ordered_json &job) {
 
   const Contender baseline(job.at("baseline"), key, sizes);
   const Timing timing = interleave(candidate.call(), baseline.call(),
-                                   {job.at("seconds"), job.at("threads"), job.value("give_up", 0.0)});
+                                   {job.at("seconds"), job.at("threads"), candidate.work.finish,
+                                    job.value("give_up", 0.0)});
   result["seconds"] = {{"best", timing.candidate_best}, {"median", timing.candidate_median}};
   result["baseline_seconds"] = {{"best", timing.baseline_best}, {"median", timing.baseline_median}};
   result["ratio"] = timing.ratio;
@@ -112,7 +112,7 @@ ordered_json begin_record(const ordered_json &job) {
        {"id", "round", "kernel", "shape", "space", "code", "parameters", "call", "threads"})
     record[field] = job.at(field);
   record["time"] = utc_now();
-  record["device"] = describe_device();
+  record["device"] = describe_device(job.at("kernel").at("target"));
   record["versions"] = job.at("versions");
   return record;
 }

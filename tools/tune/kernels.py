@@ -31,12 +31,15 @@ class Manifest:
         self.root = pathlib.Path(root or os.getcwd())
         self.version = self._content["version"]
         self.measure = str(self.root / self._content["measure"])
-        self.targets = self._content["targets"]
         self.types = self._content["types"]
+        self.gpu_targets = self._content["gpu_targets"]
         self.kinds = self._content["kinds"]
 
-    def program(self, kind):
-        return str(self.root / self.kinds[kind]["program"])
+    def runs_on_gpu(self, target):
+        return target in self.gpu_targets
+
+    def program(self, kind, target):
+        return str(self.root / self.kinds[kind]["builds"][target]["program"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,23 +114,24 @@ class Generator:
 
     def __init__(self, manifest, kernel):
         kind = manifest.kinds.get(kernel.kind)
+        build = kind["builds"].get(kernel.target) if kind else None
         for known, value, what in (
             (manifest.kinds, kernel.kind, "kind"),
-            (manifest.targets, kernel.target, "target"),
-            (kind["types"] if kind else [], kernel.type, "type"),
+            (kind["builds"] if kind else [], kernel.target, "target"),
+            (build["types"] if build else [], kernel.type, "type"),
         ):
             if value not in known:
                 raise Failed(f"there is no {what} '{value}', only {', '.join(known)}")
         if kind["head_dim"] and not kernel.head_dim:
             raise Failed(f"kernels of kind {kernel.kind} have a --head-dim")
-        self._program = manifest.program(kernel.kind)
-        self._generator = kind["generator"]
-        params = dict(kind["params"], type=manifest.types[kernel.type])
+        self._program = manifest.program(kernel.kind, kernel.target)
+        self._generator = build["generator"]
+        params = dict(build["params"], type=manifest.types[kernel.type])
         if kind["head_dim"]:
             params["head_dim"] = kernel.head_dim
         if kind["branches"]:
             params["branches"] = kernel.branches
-        self._params = [f"{name}={value}" for name, value in params.items()] + [f"target={manifest.targets[kernel.target]}"]
+        self._params = [f"{name}={value}" for name, value in params.items()] + [f"target={build['target']}"]
 
     def _describe(self, point):
         command = [self._program, "--tuning-space", self._generator, *self._params, *_assignments(point)]

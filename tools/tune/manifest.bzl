@@ -1,26 +1,31 @@
 """tuning_manifest(): what the tuner needs to know of kernels, and the programs that compile them."""
 
-load("//tools:posattn_kernels.bzl", "KERNEL_FEATURES", "KERNEL_KINDS", "TARGETS", "TYPES")
+load("//tools:posattn_kernels.bzl", "CUDA_TARGETS", "TYPES", "kernel_kinds")
 
 def _tuning_manifest_impl(ctx):
     programs = {name: program[DefaultInfo] for program, name in ctx.attr.programs.items()}
     kinds = {
         name: {
-            "branches": bool(kind.branches),
-            "generator": kind.generator,
+            "branches": kind.branches,
+            "builds": {
+                target: {
+                    "generator": build.generator,
+                    "params": build.params,
+                    "program": programs[build.program].files_to_run.executable.short_path,
+                    "target": build.halide_target,
+                    "types": build.types,
+                }
+                for target, build in kind.builds.items()
+            },
             "head_dim": kind.head_dim,
-            "params": kind.params,
-            "program": programs[kind.program].files_to_run.executable.short_path,
-            "types": kind.types or TYPES.keys(),
         }
-        for name, kind in KERNEL_KINDS.items()
-        if kind.cpu
+        for name, kind in kernel_kinds().items()
     }
     manifest = ctx.actions.declare_file(ctx.label.name + ".json")
     ctx.actions.write(manifest, json.encode({
+        "gpu_targets": CUDA_TARGETS.keys(),
         "kinds": kinds,
         "measure": ctx.executable.measure.short_path,
-        "targets": {name: target + KERNEL_FEATURES for name, target in TARGETS.items()},
         "types": TYPES,
         "version": ctx.attr.version,
     }))
@@ -39,7 +44,7 @@ _tuning_manifest = rule(
 )
 
 def tuning_manifest(name, **kwargs):
-    programs = {kind.program: None for kind in KERNEL_KINDS.values() if kind.cpu}
+    programs = {build.program: None for kind in kernel_kinds().values() for build in kind.builds.values()}
     _tuning_manifest(
         name = name,
         programs = {"//generators:%s_program" % program: program for program in programs},

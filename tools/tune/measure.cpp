@@ -11,6 +11,7 @@
 
 #include "CLI/CLI.hpp"
 #include "runtime/error.h"
+#include "runtime/cuda/targets.h"
 #include "runtime/kernel_registry.h"
 #include "tools/tune/device.h"
 #include "tools/tune/job.h"
@@ -19,6 +20,7 @@ namespace {
 
 using nlohmann::ordered_json;
 using posattn::fail;
+using posattn::tune::describe_device;
 
 std::vector<ordered_json> read_jobs(const std::string &path) {
   std::ifstream file(path);
@@ -33,16 +35,16 @@ std::vector<ordered_json> read_jobs(const std::string &path) {
   return jobs;
 }
 
-// Of the records that this device has made. Lines that were cut are none.
-std::set<std::string> finished(const std::string &path) {
-  const ordered_json device = posattn::tune::describe_device();
-  std::set<std::string> ids;
+using RecordKey = std::pair<std::string, std::string>;  // id, and fingerprint of the device
+
+// Lines that were cut are none.
+std::set<RecordKey> finished(const std::string &path) {
+  std::set<RecordKey> ids;
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     const ordered_json record = ordered_json::parse(line, nullptr, false);
-    if (record.is_object() && record.contains("outcome") && record.contains("device") &&
-        record["device"].value("fingerprint", "") == device["fingerprint"])
-      ids.insert(record.value("id", ""));
+    if (record.is_object() && record.contains("outcome") && record.contains("device"))
+      ids.emplace(record.value("id", ""), record["device"].value("fingerprint", ""));
   }
   return ids;
 }
@@ -64,11 +66,12 @@ void append(const std::string &path, const ordered_json &record) {
 
 void measure_all(const std::string &jobs_path, const std::string &records_path) {
   const std::vector<ordered_json> jobs = read_jobs(jobs_path);
-  const std::set<std::string> done = finished(records_path);
+  const std::set<RecordKey> done = finished(records_path);
   size_t number = 0;
   for (const ordered_json &job : jobs) {
     ++number;
-    if (done.count(job.at("id"))) continue;
+    const ordered_json device = describe_device(job.at("kernel").at("target"));
+    if (done.count({job.at("id"), device["fingerprint"]})) continue;
     const ordered_json record = posattn::tune::measure(job);
     append(records_path, record);
     std::cout << number << '/' << jobs.size() << ' ' << record.at("outcome").get<std::string>();
@@ -79,12 +82,13 @@ void measure_all(const std::string &jobs_path, const std::string &records_path) 
   }
 }
 
-// With the targets that it runs, best first.
-void print_device() {
-  ordered_json device = posattn::tune::describe_device();
+// With the targets that it runs, best first: of the CPU, or of the GPU if that is what runs `target`.
+void print_device(const std::string &target) {
+  ordered_json device = describe_device(target);
   device["targets"] = ordered_json::array();
-  for (const posattn::TargetInfo &target : posattn::targets())
-    if (target.cpu_has_it && target.linked) device["targets"].push_back(target.name);
+  for (const posattn::TargetInfo &known :
+       posattn::tune::runs_on_gpu(target) ? posattn::cuda_targets() : posattn::targets())
+    if (known.cpu_has_it && known.linked) device["targets"].push_back(known.name);
   std::cout << device.dump() << std::endl;
 }
 
@@ -92,13 +96,15 @@ int run(int argc, char **argv) {
   CLI::App app("Times candidate schedules of kernels, each in a process of its own.", "measure");
   app.require_subcommand(1);
   CLI::App *device = app.add_subcommand("device", "Prints this machine's fingerprint");
+  std::string target;
+  device->add_option("--target", target, "The device that runs this one (the CPU)")->type_name("NAME");
   CLI::App *jobs = app.add_subcommand("jobs", "Measures the jobs that have no record yet");
   std::string jobs_path = "jobs.jsonl", records_path = "records.jsonl";
   jobs->add_option("jobs", jobs_path, "A job a line (jobs.jsonl)")->type_name("JOBS.jsonl");
   jobs->add_option("-o,--records", records_path, "Where a line a job is added (records.jsonl)")
       ->type_name("RECORDS.jsonl");
   CLI11_PARSE(app, argc, argv);
-  if (*device) print_device();
+  if (*device) print_device(target);
   if (*jobs) measure_all(jobs_path, records_path);
   return 0;
 }

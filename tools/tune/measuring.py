@@ -12,8 +12,10 @@ import records
 VERIFY_CASES = 3
 
 
-def device(manifest):
-    result = subprocess.run([manifest.measure, "device"], capture_output=True, text=True)
+def device(manifest, target=""):
+    """What runs the target here: the CPU, or a GPU."""
+    command = [manifest.measure, "device"] + (["--target", target] if target else [])
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise kernels.Failed(result.stderr.strip() or "the measuring program does not run here")
     return json.loads(result.stdout)

@@ -59,6 +59,11 @@ def _problem(record):
     return ""
 
 
+def device_name(device):
+    """For people."""
+    return device.get("gpu") or device.get("cpu")
+
+
 class Subject:
     """What records must be about to count: one kernel as it is now, one class of shapes, one device."""
 
@@ -75,8 +80,9 @@ class Subject:
             return f"it is of another shape, {record['shape']} {record['call']}"
         if record["device"].get("fingerprint") != self.device["fingerprint"]:
             return (
-                f"it is from another device, {record['device'].get('cpu')} ({record['device'].get('fingerprint')}); "
-                f"this is {self.device['cpu']} ({self.device['fingerprint']})"
+                f"it is from another device, {device_name(record['device'])} "
+                f"({record['device'].get('fingerprint')}); "
+                f"this is {device_name(self.device)} ({self.device['fingerprint']})"
             )
         if record["space"] != self.space.fingerprint or self.space.numbers(record["parameters"]) is None:
             return "it is of another set of parameters"

@@ -23,14 +23,18 @@ def study_name(subject):
     return " / ".join([*map(str, parts), subject.space.fingerprint, subject.code, subject.device["fingerprint"]])
 
 
+def sampler(seed):
+    # constant_liar: what others are at is avoided.
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
 def open_study(storage, subject, seed):
     return optuna.create_study(
         study_name=study_name(subject),
         storage=storage,
         load_if_exists=True,
         direction="minimize",
-        # constant_liar: what other processes are at is avoided.
-        sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
+        sampler=sampler(seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=10),
     )
 

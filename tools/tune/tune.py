@@ -84,11 +84,17 @@ class Session:
     def __init__(self, args):
         self.args = args
         self.manifest = kernels.Manifest(args.manifest)
+        # What runs the target here, if anything does: candidates for a GPU are built without one.
         self.here = measuring.device(self.manifest)
+        self.target = args.target or self.here["targets"][0]
+        if self.manifest.runs_on_gpu(self.target):
+            try:
+                self.here = measuring.device(self.manifest, self.target)
+            except kernels.Failed as error:
+                self.here = {"fingerprint": "", "gpu": f"no GPU ({error})", "cores": 0, "targets": []}
         self.device = self.here
         if args.device and args.device != self.here["fingerprint"]:
             self.device = {"fingerprint": args.device, "cpu": f"device {args.device}", "cores": 0}
-        self.target = args.target or self.here["targets"][0]
         default = pathlib.Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."), "schedules", "tuned")
         self.tuned = _path(args.tuned) if args.tuned else default
 
@@ -161,13 +167,15 @@ def _run(session):
     args = session.args
     if session.device is not session.here:
         raise kernels.Failed(f"this device is {session.here['fingerprint']}: to tune for another one, bundle and collect")
-    if session.target not in session.manifest.targets:
-        raise kernels.Failed(f"there is no target '{session.target}', only {', '.join(session.manifest.targets)}")
+    subjects = list(session.subjects())  # what is wrong with any of them is said before the first one is measured
     if session.target not in session.here["targets"]:
-        raise kernels.Failed(f"this machine does not run {session.target}, only {', '.join(session.here['targets'])}")
+        raise kernels.Failed(
+            f"this machine does not run {session.target}: "
+            f"{records.device_name(session.here)} runs {', '.join(session.here['targets']) or 'no target'}"
+        )
     storage = session.storage()
     options = measuring.Options(args.seconds, args.timeout, args.give_up, args.launcher)
-    for subject, generator in session.subjects():
+    for subject, generator in subjects:
         session.read(subject)
         path = session.records_path(subject)
         study = search.open_study(storage, subject, args.seed)
@@ -189,8 +197,12 @@ def _bundle(session):
 
     args = session.args
     options = measuring.Options(args.seconds, args.timeout, args.give_up)
+    subjects = [
+        (subject, generator, records.Results(subject, session.read(subject)))
+        for subject, generator in session.subjects()
+    ]
     count = bundle.write(
-        _path(args.folder), session.manifest, list(session.subjects()), args.candidates, args.seed, options, _say
+        _path(args.folder), session.manifest, subjects, args.candidates, args.seed, options, _say
     )
     print(f"{count} measurements in {args.folder}: run.sh there makes records.jsonl, which `collect` takes in")
 

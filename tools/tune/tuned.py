@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 
+import records
+
 LEAST_GAIN = 1.01  # less is noise: the values chosen by hand stay
 
 
@@ -32,7 +34,7 @@ def write(path, subject, point, gain, candidates):
         "parameters": point,
         "gain": round(gain, 3),
         "candidates": candidates,
-        "device": subject.device["cpu"],
+        "device": records.device_name(subject.device),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -1,6 +1,5 @@
-// The main function of generators with inline PTX. Halide's own has no place to rewrite a module between the
-// making of its PTX text and the writing of the object file. It takes the same arguments, of which it needs:
-//   -g GENERATOR -f FUNCTION -o FOLDER -e static_library target=TARGET [NAME=VALUE...]
+#include "lowering/ptx_compile.h"
+
 #include <unistd.h>
 
 #include <cstdio>
@@ -9,52 +8,16 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
-#include <map>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#include "Halide.h"
-#include "lowering/ptx_kernel.h"
 
 namespace posattn {
 namespace {
 
 using namespace Halide::Internal;
 using Halide::Module;
-
-struct Options {
-  std::string generator, function, folder, target;
-  std::map<std::string, std::string> params;
-};
-
-Options parse(int argc, char **argv) {
-  Options options;
-  for (int i = 1; i < argc; i++) {
-    const std::string word = argv[i];
-    const auto next = [&] {
-      if (i + 1 == argc) throw std::runtime_error(word + " needs a value");
-      return std::string(argv[++i]);
-    };
-    if (word == "-g") {
-      options.generator = next();
-    } else if (word == "-f") {
-      options.function = next();
-    } else if (word == "-o") {
-      options.folder = next();
-    } else if (word == "-e") {
-      if (next() != "static_library") throw std::runtime_error("-e: only static_library can be written");
-    } else if (const size_t equals = word.find('='); equals != std::string::npos) {
-      options.params[word.substr(0, equals)] = word.substr(equals + 1);
-    } else {
-      throw std::runtime_error("unknown argument " + word);
-    }
-  }
-  options.target = options.params["target"];
-  options.params.erase("target");
-  return options;
-}
 
 std::string slurp(const std::string &path) {
   std::ifstream in(path, std::ios::binary);
@@ -160,39 +123,14 @@ Module rewrite(const Module &module, const PtxKernel &kernel, const std::string 
   return out;
 }
 
-// Exceptions do not cross the stack that Halide lowers on.
-class PrintErrors : public Halide::CompileTimeErrorReporter {
- public:
-  void warning(const char *text) override { std::cerr << "Warning: " << text; }
-  [[noreturn]] void error(const char *text) override {
-    std::cerr << text;
-    std::exit(1);
-  }
-};
+}  // namespace
 
-void compile(const Options &options) {
-  const Halide::Target target(options.target);
-  const auto generator = GeneratorRegistry::create(options.generator, Halide::GeneratorContext(target));
-  if (!generator) throw std::runtime_error("no generator is called " + options.generator);
-  for (const auto &[name, value] : options.params) generator->set_generatorparam_value(name, value);
-  const Module module = generator->build_module(options.function);
-  const auto *kernel = dynamic_cast<const PtxKernel *>(generator.get());
-  if (!kernel) throw std::runtime_error(options.generator + " is not a PtxKernel");
-  const std::string stem = options.folder + "/" + options.function;
+void compile_ptx(AbstractGenerator &generator, const std::string &function, const std::string &folder) {
+  const Module module = generator.build_module(function);
+  const auto *kernel = dynamic_cast<const PtxKernel *>(&generator);
+  if (!kernel) throw std::runtime_error(generator.name() + " is not a PtxKernel");
+  const std::string stem = folder + "/" + function;
   rewrite(module, *kernel, stem).compile({{Halide::OutputFileType::static_library, stem + ".a"}});
 }
 
-}  // namespace
 }  // namespace posattn
-
-int main(int argc, char **argv) {
-  posattn::PrintErrors errors;
-  Halide::set_custom_compile_time_error_reporter(&errors);
-  try {
-    posattn::compile(posattn::parse(argc, argv));
-    return 0;
-  } catch (const std::exception &error) {
-    std::cerr << error.what() << "\n";
-    return 1;
-  }
-}
