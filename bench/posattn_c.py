@@ -1,11 +1,11 @@
-"""libposattn.so through ctypes: posattn.h as Python sees it. Tensors are torch's, on the CPU, and are not copied."""
+"""libposattn.so through ctypes: posattn.h as Python sees it. Tensors are torch's, and are not copied."""
 
 import ctypes
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 
 import torch
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _DTYPES = {
     torch.float32: 0,
     torch.bfloat16: 1,
@@ -91,6 +91,8 @@ class LayerOptions(ctypes.Structure):
         ("rope_layout", c_int32),
         ("t5_bidirectional", c_int32),
         ("sinusoidal_halves", c_int32),
+        ("device", c_int32),
+        ("stream", c_void_p),
     ]
 
 
@@ -99,6 +101,9 @@ class ForwardArgs(ctypes.Structure):
         ("cache", c_void_p),
         ("scratch", c_void_p),
         ("options", Options),
+        ("stream", c_void_p),
+        ("workspace", c_void_p),
+        ("workspace_size", c_size_t),
     ]
 
 
@@ -197,14 +202,21 @@ class Cache:
 
 
 class Layer:
-    """A layer of a safetensors file. positions: "none", "additive", "relative+rope", ..."""
+    """A layer of a safetensors file. positions: "none", "additive", "relative+rope", ...
 
-    def __init__(self, library, path, num_heads, positions, dtype=torch.float32):
+    stream: a torch.cuda.Stream for a layer on its GPU, whose calls go there; None for one on the CPU.
+    """
+
+    def __init__(self, library, path, num_heads, positions, dtype=torch.float32, stream=None):
         self._library, self._layer, self._scratch = library, c_void_p(), c_void_p()
+        self._stream = stream
         options = library.init(LayerOptions(), "layer_options")
         options.num_heads, options.positions, options.dtype = num_heads, positions.encode(), _DTYPES[dtype]
+        if stream:
+            options.device, options.stream = 1, stream.cuda_stream
         library.call("layer_load", str(path).encode(), None, byref(options), byref(self._layer))
-        library.call("scratch_create", byref(self._scratch))
+        if not stream:
+            library.call("scratch_create", byref(self._scratch))
 
     def __del__(self):
         self._library.free("layer", self._layer)
@@ -234,4 +246,12 @@ class Layer:
         args = self._library.init(ForwardArgs(), "forward_args")
         args.query = args.key = args.value = Tensor.of(x)
         args.out, args.scratch, args.cache = Tensor.of(out), self._scratch, cache
-        return self._library.run([self, x, out, args], "layer_forward", self._layer, byref(args))
+        keep = [self, x, out, args]
+        if self._stream:
+            size = c_size_t()
+            self._library.call("layer_workspace_size", self._layer, byref(args), byref(size))
+            workspace = torch.empty(size.value + 256, dtype=torch.uint8, device=x.device)
+            args.stream, args.workspace_size = self._stream.cuda_stream, size.value
+            args.workspace = (workspace.data_ptr() + 255) // 256 * 256
+            keep.append(workspace)
+        return self._library.run(keep, "layer_forward", self._layer, byref(args))

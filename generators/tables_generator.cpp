@@ -1,6 +1,7 @@
 // What attention on a GPU reads beside queries, keys and values, made from the caller's tensors where they
 // are: a CPU fills the same tables in runtime/attend_masks.cpp and runtime/token_positions.cpp.
 #include "Halide.h"
+#include "generators/elements.h"
 #include "generators/fast_math.h"
 #include "generators/storage.h"
 
@@ -9,27 +10,6 @@ namespace posattn {
 using namespace Halide;
 
 namespace {
-
-// One thread an element, neighbours along the first dimension.
-void schedule_elements(Func f) {
-  const std::vector<Var> args = f.args();
-  Var block("block"), thread("thread"), rest = args[1];
-  for (size_t i = 2; i < args.size(); i++) {
-    Var fused("fused_" + std::to_string(i));
-    f.fuse(rest, args[i], fused);
-    rest = fused;
-  }
-  Var all("all");
-  f.split(args[0], block, thread, 128, TailStrategy::GuardWithIf)
-      .fuse(block, rest, all)
-      .gpu_blocks(all)
-      .gpu_threads(thread);
-}
-
-template <typename B>
-void from_zero(B &buffer) {
-  for (int i = 0; i < buffer.dimensions(); i++) buffer.dim(i).set_min(0);
-}
 
 // A number that may be stored in several types: the tensors of the other types have one element.
 struct FloatForm {
@@ -138,39 +118,6 @@ class KeyMask : public Generator<KeyMask> {
  private:
   Var key{"key"}, batch{"batch"};
   Func bits{"bits"};
-};
-
-// Positions in any type.
-template <typename T>
-class PositionGenerator : public Generator<T> {
- public:
-  template <typename U>
-  using In = GeneratorInput<U>;
-  In<int> form{"form"};                 // 0: each token is its own position; then f32, f64, i32, i64
-  In<Buffer<float, 2>> p_f32{"p_f32"};  // (token, batch), any steps
-  In<Buffer<double, 2>> p_f64{"p_f64"};
-  In<Buffer<int32_t, 2>> p_i32{"p_i32"};
-  In<Buffer<int64_t, 2>> p_i64{"p_i64"};
-  In<bool> has_mask{"has_mask"};
-  In<Buffer<uint8_t, 2>> mask{"mask"};
-
- protected:
-  Var token{"token"}, batch{"batch"};
-
-  Expr position() const {
-    const auto at = [&](const auto &tensor, int own) {
-      return cast<double>(tensor(select(form == own, token, 0), select(form == own, batch, 0)));
-    };
-    return select(form == 1, at(p_f32, 1), form == 2, at(p_f64, 2), form == 3, at(p_i32, 3), form == 4,
-                  at(p_i64, 4), cast<double>(token));
-  }
-  Expr has_position() const {
-    return !has_mask || mask(select(has_mask, token, 0), select(has_mask, batch, 0)) != 0;
-  }
-  void declare_steps() {
-    const auto any = [](auto &tensor) { tensor.dim(0).set_stride(Expr()), from_zero(tensor); };
-    any(p_f32), any(p_f64), any(p_i32), any(p_i64), any(mask);
-  }
 };
 
 // As kernels read them: sums of two floats, the first +infinity where a token has no position.

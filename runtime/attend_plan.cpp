@@ -95,7 +95,8 @@ void plan_masks(const AttendArgs &args, const AttendShape &shape, AttendPlan &pl
   }
   const auto copy_of = [&](const AttendMask &mask) -> void * {
     if (!mask.needs_copy()) return nullptr;
-    return workspace.take_bytes(workspace_product({mask.copy_elements(plan.chunk), size_of(mask.copy_type())}));
+    return workspace.take_bytes(
+        workspace_product({mask.copy_elements(plan.chunk), size_of(mask.copy_type())}));
   };
   plan.keep_copy = copy_of(plan.keep);
   plan.add_copy = copy_of(plan.add);
@@ -202,7 +203,8 @@ AttendPlan make_attend_plan(const AttendArgs &args, const AttendProblem &problem
     plan.key_scales = workspace.take<float>(workspace_product({B, Hkv, plan.padded_keys}));
     plan.value_scales = workspace.take<float>(workspace_product({B, Hkv, plan.padded_keys}));
   } else if (plan.pack || plan.clear_hidden) {
-    const int64_t bytes = workspace_product({plan.batch_group, Hkv, plan.padded_keys, plan.layout.head_dim, size});
+    const int64_t bytes =
+        workspace_product({plan.batch_group, Hkv, plan.padded_keys, plan.layout.head_dim, size});
     plan.keys = workspace.take_bytes(bytes);
     if (!plan.values_in_place) plan.values = workspace.take_bytes(bytes);
   }

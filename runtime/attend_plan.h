@@ -25,8 +25,8 @@ struct AttendPlan : ResultPlan {
   AttendKernels kernels;
   PackedLayout layout;
   int64_t blocks, padded_keys;  // of layout.lanes keys
-  int64_t batch_group;  // batches that are packed, then attended to, at a time
-  int64_t chunk;        // queries at a time: masks that are converted are so many rows
+  int64_t batch_group;          // batches that are packed, then attended to, at a time
+  int64_t chunk;                // queries at a time: masks that are converted are so many rows
 
   bool rows_per_batch, key_masks_per_batch, positions_per_batch;
   int32_t *row_begin, *row_end;  // (query, batch)

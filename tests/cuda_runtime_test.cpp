@@ -1,9 +1,6 @@
-// attend() on a GPU as far as it can be seen without one: a table of functions in place of NVIDIA's driver,
-// which remembers what it is asked for.
+// attend() on a GPU as far as it can be seen without one.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <cstring>
 #include <set>
 #include <string>
 
@@ -11,97 +8,15 @@
 #include "runtime/cuda/driver.h"
 #include "runtime/cuda/staged.h"
 #include "runtime/error.h"
+#include "tests/fake_cuda.h"
 
 namespace posattn {
 namespace {
 
 using namespace cuda;
-
-struct Asked {
-  int capability = 80, launches = 0, modules = 0, largest_shared = 0;
-  bool known_addresses = true;
-  Result launch_result = kSuccess;
-  std::set<Stream> streams;
-};
-Asked asked;
-
-Context context() { return reinterpret_cast<Context>(uintptr_t{64}); }
-
-// The whole of it, with memory of the host for that of the GPU.
-Driver fake_driver() {
-  Driver d = {};
-  d.GetErrorName = [](Result, const char **name) -> Result { return *name = "CUDA_ERROR_FAKE", kSuccess; };
-  d.GetErrorString = [](Result, const char **text) -> Result { return *text = "a fake error", kSuccess; };
-  d.DeviceGetCount = [](int *count) -> Result { return *count = 1, kSuccess; };
-  d.DeviceGet = [](Device *device, int) -> Result { return *device = 0, kSuccess; };
-  d.DeviceGetName = [](char *name, int, Device) -> Result { return std::strcpy(name, "fake GPU"), kSuccess; };
-  d.DeviceGetAttribute = [](int *value, int attribute, Device) -> Result {
-    *value = 100000;
-    if (attribute == kAttributeCapabilityMajor) *value = asked.capability / 10;
-    if (attribute == kAttributeCapabilityMinor) *value = asked.capability % 10;
-    return kSuccess;
-  };
-  d.CtxGetCurrent = [](Context *current) -> Result { return *current = context(), kSuccess; };
-  d.CtxPushCurrent = [](Context) -> Result { return kSuccess; };
-  d.CtxPopCurrent = [](Context *) -> Result { return kSuccess; };
-  d.CtxGetDevice = [](Device *device) -> Result { return *device = 0, kSuccess; };
-  // Every test has a context of its own.
-  d.CtxGetId = [](Context, unsigned long long *id) -> Result {
-    return *id = static_cast<unsigned long long>(asked.capability), kSuccess;
-  };
-  d.StreamGetCtx = [](Stream, Context *of) -> Result { return *of = context(), kSuccess; };
-  d.StreamSynchronize = [](Stream) -> Result { return kSuccess; };
-  d.ThreadExchangeStreamCaptureMode = [](int *) -> Result { return kSuccess; };
-  d.ModuleLoadData = [](Module *module, const void *) -> Result {
-    return *module = reinterpret_cast<Module>(static_cast<uintptr_t>(++asked.modules)), kSuccess;
-  };
-  d.ModuleGetFunction = [](Function *function, Module, const char *) -> Result {
-    return *function = reinterpret_cast<Function>(uintptr_t{64}), kSuccess;
-  };
-  d.FuncSetAttribute = [](Function, int, int) -> Result { return kSuccess; };
-  d.FuncGetAttribute = [](int *value, int, Function) -> Result { return *value = 0, kSuccess; };
-  d.LaunchKernel = [](Function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
-                      unsigned shared, Stream stream, void **arguments, void **) -> Result {
-    EXPECT_GT(uint64_t{x} * y * z * tx * ty * tz, 0u);
-    EXPECT_LE(tx * ty * tz, 1024u);
-    EXPECT_NE(arguments[0], nullptr);
-    ++asked.launches;
-    asked.largest_shared = std::max(asked.largest_shared, static_cast<int>(shared));
-    asked.streams.insert(stream);
-    return asked.launch_result;
-  };
-  d.PointerGetAttributes = [](unsigned, int *, void **values, Address) -> Result {
-    if (!asked.known_addresses) return kErrorInvalidValue;
-    *static_cast<unsigned *>(values[0]) = kMemoryTypeDevice;
-    *static_cast<int *>(values[1]) = 0;
-    return kSuccess;
-  };
-  d.MemAlloc = [](Address *memory, size_t bytes) -> Result {
-    *memory = reinterpret_cast<Address>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
-    return kSuccess;
-  };
-  d.MemFree = [](Address memory) -> Result { return std::free(reinterpret_cast<void *>(memory)), kSuccess; };
-  d.MemAllocAsync = [](Address *memory, size_t bytes, Stream) -> Result {
-    *memory = reinterpret_cast<Address>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
-    return kSuccess;
-  };
-  d.MemFreeAsync = [](Address memory, Stream) -> Result {
-    return std::free(reinterpret_cast<void *>(memory)), kSuccess;
-  };
-  d.MemcpyHtoDAsync = [](Address to, const void *from, size_t bytes, Stream) -> Result {
-    return std::memcpy(reinterpret_cast<void *>(to), from, bytes), kSuccess;
-  };
-  d.MemcpyDtoHAsync = [](void *to, Address from, size_t bytes, Stream) -> Result {
-    return std::memcpy(to, reinterpret_cast<void *>(from), bytes), kSuccess;
-  };
-  d.MemsetD8Async = [](Address to, unsigned char value, size_t bytes, Stream) -> Result {
-    return std::memset(reinterpret_cast<void *>(to), value, bytes), kSuccess;
-  };
-  d.MemsetD32Async = [](Address to, unsigned value, size_t count, Stream) -> Result {
-    return std::fill_n(reinterpret_cast<unsigned *>(to), count, value), kSuccess;
-  };
-  return d;
-}
+using oracle::asked;
+using oracle::Asked;
+using oracle::fake_driver;
 
 class CudaRuntime : public ::testing::Test {
  protected:

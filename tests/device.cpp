@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "runtime/cuda/layers.h"
 #include "runtime/cuda/staged.h"
 #include "runtime/cuda/targets.h"
 #include "runtime/kernel_registry.h"
@@ -61,6 +62,18 @@ void attend_on_device(const AttendArgs &args) {
   } else {
     attend(args);
   }
+}
+
+const LayerDevice *layer_device() {
+  static const CudaDevice gpu;
+  return on_cuda() ? &gpu : nullptr;
+}
+
+void reorder_on_device(KvCacheBase &cache, const TensorView &source_rows) {
+  if (!on_cuda()) return cache.reorder(source_rows);
+  const CudaTensor rows(source_rows, CudaStream());
+  cache.reorder(rows.view());
+  synchronize(CudaStream());
 }
 
 std::string attend_in_guarded_workspace(const AttendArgs &args, size_t guard) {

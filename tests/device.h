@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "runtime/attend.h"
+#include "runtime/kv_cache_base.h"
+#include "runtime/layers/layer_steps.h"
 
 namespace posattn::oracle {
 
@@ -21,5 +23,10 @@ void attend_on_device(const AttendArgs &args);
 // The same with a workspace of just the size that is asked for, which starts as NaN. Empty, or what was
 // written outside of it. `guard` bytes around each tensor come back as they are on the device.
 std::string attend_in_guarded_workspace(const AttendArgs &args, size_t guard);
+
+// Where layers are made, for LayerOptions: null is the CPU. Their forward() takes tensors on the host.
+const LayerDevice *layer_device();
+// reorder() of a cache that such a layer made, with rows on the host.
+void reorder_on_device(KvCacheBase &cache, const TensorView &source_rows);
 
 }  // namespace posattn::oracle

@@ -208,16 +208,16 @@ TEST(Int8Cache, LayersDecodeWithIt) {
   LayerOptions options;
   options.num_heads = 2;
   const PlainAttention layer(random_layer.weights, options);
-  KvCache exact = layer.make_cache(2, T), int8 = layer.make_cache(2, T, CacheFormat::int8);
+  const auto exact = layer.make_cache(2, T), int8 = layer.make_cache(2, T, CacheFormat::int8);
   for (const auto &[begin, end] : {std::pair(0, 30), std::pair(30, 31), std::pair(31, 40)}) {
     ForwardArgs args;
     args.query = args.key = args.value = x.view().slice(1, begin, end);
     args.causal = Causal::bottom_right;
-    args.cache = &exact;
+    args.cache = exact.get();
     const Tensor expected = layer.forward(args).out;
-    args.cache = &int8;
+    args.cache = int8.get();
     const Tensor out = layer.forward(args).out;
-    EXPECT_EQ(int8.length(), end);
+    EXPECT_EQ(int8->length(), end);
     for (int64_t i = 0; i < out.view().num_elements(); ++i)
       ASSERT_NEAR(out.as<float>()[i], expected.as<float>()[i], 0.03);
   }

@@ -245,7 +245,8 @@ TEST_F(LayerErrors, KeyStreamOfAnotherWidthHasNoAdditivePositions) {
 
 TEST_F(LayerErrors, CacheStaysAsItWas) {
   const AttentionLayer layer(layer_.weights, heads(), PositionSet().add_rope(8));
-  KvCache cache = layer.make_cache(2, 8);
+  const auto cache_memory = layer.make_cache(2, 8);
+  KvCacheBase &cache = *cache_memory;
   ForwardArgs args = self_attention();
   args.cache = &cache;
   const Tensor before = layer.forward(args).out.clone();
@@ -263,13 +264,15 @@ TEST_F(LayerErrors, CacheStaysAsItWas) {
   // And the next step is what it would have been.
   step.keep_mask = {};
   const ForwardResult result = layer.forward(step);
-  KvCache fresh = layer.make_cache(2, 8);
+  const auto fresh_memory = layer.make_cache(2, 8);
+  KvCacheBase &fresh = *fresh_memory;
   args.cache = &fresh;
   EXPECT_TRUE(same_bits(layer.forward(args).out.view(), before.view()));
   step.cache = &fresh;
   EXPECT_TRUE(same_bits(layer.forward(step).out.view(), result.out.view()));
 
-  KvCache other = layer.make_cache(3, 8);
+  const auto other_memory = layer.make_cache(3, 8);
+  KvCacheBase &other = *other_memory;
   args.cache = &other;
   EXPECT_TRUE(
       says("cache: expected batch 2, 3 heads of 8 in f32, got batch 3", [&] { layer.forward(args); }));
@@ -280,7 +283,8 @@ TEST_F(LayerErrors, CacheStaysAsItWas) {
 
 TEST_F(LayerErrors, CrossAttentionCacheOfAnotherXa) {
   const MultiHeadAttention layer(layer_.weights, heads());
-  KvCache cache = layer.make_cache(2, 8);
+  const auto cache_memory = layer.make_cache(2, 8);
+  KvCacheBase &cache = *cache_memory;
   MultiHeadArgs args;
   args.x = x_;
   args.xa = memory_;

@@ -5,6 +5,7 @@
 #include "runtime/error.h"
 #include "runtime/layers/multi_head_attention.h"
 #include "tests/check.h"
+#include "tests/device.h"
 #include "tests/fixture.h"
 
 namespace posattn::oracle {
@@ -14,6 +15,7 @@ std::string test_name(const testing::TestParamInfo<std::string> &info) { return 
 
 LayerOptions options_of(const FixtureCase &c) {
   LayerOptions options;
+  options.device = layer_device();
   options.num_heads = c.integer("heads");
   options.add_zero_attn = c.integer("zero_attn") != 0;
   return options;
@@ -96,7 +98,8 @@ TEST_P(Espnet, Same) {
       return;
     }
     // Through the cache, a few tokens at a time.
-    KvCache cache = layer.make_cache(x.size(0), xa.empty() ? x.size(1) : xa.size(1));
+    const auto cache_memory = layer.make_cache(x.size(0), xa.empty() ? x.size(1) : xa.size(1));
+    KvCacheBase &cache = *cache_memory;
     Tensor out(x.dtype(), {x.size(0), x.size(1), x.size(2)});
     int64_t begin = 0;
     for (int64_t i = 0; i < steps.size(0); i++) {
@@ -144,7 +147,7 @@ TEST_P(TorchSdpa, Attend) {
              {args.query.size(0), args.query.size(1), args.query.size(2), args.value.size(3)});
   args.out = out;
   on_every_target([&] {
-    attend(args);
+    attend_on_device(args);
     EXPECT_TRUE(c.accurate("out", out.view()));
   });
 }

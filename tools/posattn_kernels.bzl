@@ -124,6 +124,16 @@ _KINDS = {
     "keep_mask": _kind("tables", cpu = False, cuda = {}, generator = "keep_mask", types = ["f32"]),
     "positions": _kind("tables", cpu = False, cuda = {}, generator = "positions", types = ["f32"]),
     "rotation": _kind("tables", cpu = False, cuda = {}, generator = "rotation", types = ["f32"]),
+    # What a CPU does in plain loops for layers and caches.
+    "copy_rows": _kind("streams", cpu = False, cuda = {}, generator = "copy_rows"),
+    "add_rows": _kind("streams", cpu = False, cuda = {}, generator = "add_rows"),
+    "table_rows": _kind("streams", cpu = False, cuda = {}, generator = "table_rows", types = ["f32"]),
+    "waves": _kind("streams", cpu = False, cuda = {}, generator = "waves", types = ["f32"]),
+    "activation": _kind("streams", cpu = False, cuda = {}, generator = "activation", types = ["f32"]),
+    "extra_factors": _kind("extra_keys", cpu = False, cuda = {}, generator = "extra_factors"),
+    "extra_out": _kind("extra_keys", cpu = False, cuda = {}, generator = "extra_out"),
+    "extra_weights": _kind("extra_keys", cpu = False, cuda = {}, generator = "extra_weights"),
+    "mean_weights": _kind("extra_keys", cpu = False, cuda = {}, generator = "mean_weights"),
 }
 
 _OPTIONAL_KINDS = ["prefill_i8", "decode_i8"]

@@ -116,7 +116,10 @@ AttendCall::AttendCall(const posattn_attend_args &args) {
   args_.query = view_of(args.query, "query");
   args_.key = view_of(args.key, "key");
   args_.value = view_of(args.value, "value");
-  if (args.cache) args_.cache = &args.cache->cache;
+  if (args.cache) {
+    args_.cache = dynamic_cast<const KvCache *>(args.cache->cache.get());
+    if (!args_.cache) fail("cache: expected one in the host's memory");
+  }
   args_.out = mutable_view_of(args.out, "out");
   args_.lse = mutable_view_of(args.lse, "lse");
   args_.weights = mutable_view_of(args.weights, "weights");

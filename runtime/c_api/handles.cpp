@@ -6,6 +6,8 @@
 
 #include "runtime/c_api/arguments.h"
 #include "runtime/c_api/status.h"
+#include "runtime/cuda/layers.h"
+#include "runtime/error.h"
 
 namespace posattn::c_api {
 namespace {
@@ -44,17 +46,27 @@ PositionOptions position_options(const posattn_layer_options &options) {
   return result;
 }
 
-ForwardArgs forward_args(const posattn_forward_args &args) {
-  ForwardArgs result;
-  result.query = view_of(args.query, "query");
-  result.key = view_of(args.key, "key");
-  result.value = view_of(args.value, "value");
-  apply(args.options, result);
-  result.need_lse = !view_of(args.lse, "lse").empty();
-  if (args.cache) result.cache = &args.cache->cache;
-  if (args.scratch) result.scratch = &args.scratch->scratch;
-  return result;
-}
+// A call with what it points at.
+struct Forward {
+  Forward(const posattn_layer &layer, const posattn_forward_args &given) {
+    args.query = view_of(given.query, "query");
+    args.key = view_of(given.key, "key");
+    args.value = view_of(given.value, "value");
+    apply(given.options, args);
+    args.need_lse = !view_of(given.lse, "lse").empty();
+    if (given.cache) args.cache = given.cache->cache.get();
+    if (given.scratch) args.scratch = &given.scratch->scratch;
+    cuda.stream.handle = given.stream;
+    cuda.workspace = given.workspace;
+    cuda.workspace_size = given.workspace_size;
+    if (layer.on_cuda) args.cuda = &cuda;
+  }
+  Forward(const Forward &) = delete;
+  Forward &operator=(const Forward &) = delete;
+
+  CudaCall cuda;
+  ForwardArgs args;
+};
 
 }  // namespace
 }  // namespace posattn::c_api
@@ -70,7 +82,8 @@ posattn_status posattn_cache_create(int64_t batch, int64_t kv_heads, int64_t hea
   return guarded([&] {
     required(cache, "cache");
     const posattn::DType type = posattn::c_api::dtype_of(dtype, "dtype");
-    *cache = new posattn_cache{posattn::KvCache(batch, kv_heads, head_dim, value_dim, capacity, type)};
+    *cache = new posattn_cache{
+        std::make_unique<posattn::KvCache>(batch, kv_heads, head_dim, value_dim, capacity, type)};
   });
 }
 
@@ -86,8 +99,9 @@ posattn_status posattn_cache_create_int8(int64_t batch, int64_t kv_heads, int64_
                                          int64_t capacity, posattn_cache **cache) {
   return guarded([&] {
     required(cache, "cache");
-    *cache = new posattn_cache{posattn::KvCache(batch, kv_heads, head_dim, value_dim, capacity,
-                                                posattn::DType::f32, posattn::CacheFormat::int8)};
+    *cache = new posattn_cache{
+        std::make_unique<posattn::KvCache>(batch, kv_heads, head_dim, value_dim, capacity, posattn::DType::f32,
+                                           posattn::CacheFormat::int8)};
   });
 }
 
@@ -102,22 +116,22 @@ posattn_status posattn_cache_create_int8_for_layer(const posattn_layer *layer, i
 
 void posattn_cache_free(posattn_cache *cache) { delete cache; }
 
-int64_t posattn_cache_length(const posattn_cache *cache) { return cache ? cache->cache.length() : 0; }
+int64_t posattn_cache_length(const posattn_cache *cache) { return cache ? cache->cache->length() : 0; }
 
-int64_t posattn_cache_capacity(const posattn_cache *cache) { return cache ? cache->cache.capacity() : 0; }
+int64_t posattn_cache_capacity(const posattn_cache *cache) { return cache ? cache->cache->capacity() : 0; }
 
 posattn_status posattn_cache_append(posattn_cache *cache, const posattn_tensor *key,
                                     const posattn_tensor *value) {
   return guarded(
-      [&] { required(cache, "cache").cache.append(view_of(key, "key"), view_of(value, "value")); });
+      [&] { required(cache, "cache").cache->append(view_of(key, "key"), view_of(value, "value")); });
 }
 
 posattn_status posattn_cache_reorder(posattn_cache *cache, const posattn_tensor *source_rows) {
-  return guarded([&] { required(cache, "cache").cache.reorder(view_of(source_rows, "source_rows")); });
+  return guarded([&] { required(cache, "cache").cache->reorder(view_of(source_rows, "source_rows")); });
 }
 
 posattn_status posattn_cache_truncate(posattn_cache *cache, int64_t length) {
-  return guarded([&] { required(cache, "cache").cache.truncate(length); });
+  return guarded([&] { required(cache, "cache").cache->truncate(length); });
 }
 
 void posattn_layer_options_init(posattn_layer_options *options) {
@@ -137,9 +151,17 @@ posattn_status posattn_layer_load(const char *path, const char *prefix, const po
     required(layer, "layer");
     const posattn_layer_options &given = required(options, "options");
     const posattn::SafeTensors file = posattn::SafeTensors::open(path);
-    *layer = new posattn_layer{posattn::CombinedAttention::load(
-        file, prefix ? prefix : "", posattn::c_api::layer_options(given),
-        posattn::c_api::split(given.positions), posattn::c_api::position_options(given))};
+    if (given.device != POSATTN_CPU && given.device != POSATTN_CUDA) {
+      posattn::fail("device: expected 0 (CPU) or 1 (CUDA), got ", given.device);
+    }
+    const bool on_cuda = given.device == POSATTN_CUDA;
+    const posattn::CudaDevice gpu({given.stream, 0});
+    posattn::LayerOptions layer_options = posattn::c_api::layer_options(given);
+    if (on_cuda) layer_options.device = &gpu;
+    *layer = new posattn_layer{posattn::CombinedAttention::load(file, prefix ? prefix : "", layer_options,
+                                                                posattn::c_api::split(given.positions),
+                                                                posattn::c_api::position_options(given)),
+                               on_cuda};
   });
 }
 
@@ -167,12 +189,22 @@ void posattn_forward_args_init(posattn_forward_args *args) {
 
 posattn_status posattn_layer_forward(const posattn_layer *layer, const posattn_forward_args *args) {
   return guarded([&] {
-    const posattn::AttentionLayer &it = required(layer, "layer").layer;
+    const posattn_layer &it = required(layer, "layer");
     const posattn_forward_args &given = required(args, "args");
+    const posattn::c_api::Forward forward(it, given);
     using posattn::c_api::mutable_view_of;
-    it.forward_into(posattn::c_api::forward_args(given),
-                    {mutable_view_of(given.out, "out"), mutable_view_of(given.weights, "weights"),
-                     mutable_view_of(given.lse, "lse")});
+    it.layer.forward_into(forward.args,
+                          {mutable_view_of(given.out, "out"), mutable_view_of(given.weights, "weights"),
+                           mutable_view_of(given.lse, "lse")});
+  });
+}
+
+posattn_status posattn_layer_workspace_size(const posattn_layer *layer, const posattn_forward_args *args,
+                                            size_t *size) {
+  return guarded([&] {
+    const posattn_layer &it = required(layer, "layer");
+    const posattn::c_api::Forward forward(it, required(args, "args"));
+    required(size, "size") = it.layer.workspace_size(forward.args);
   });
 }
 

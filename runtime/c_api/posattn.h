@@ -25,7 +25,7 @@ extern "C" {
 
 #define POSATTN_VERSION "0.1.0"
 /* Changes whenever a struct of this file does. Compare it with posattn_abi_version(). */
-#define POSATTN_ABI_VERSION 1
+#define POSATTN_ABI_VERSION 2
 
 POSATTN_API const char *posattn_version(void);
 POSATTN_API int posattn_abi_version(void);
@@ -174,6 +174,7 @@ POSATTN_API posattn_status posattn_rotate(const posattn_tensor *x, const posattn
 POSATTN_API posattn_status posattn_cache_create(int64_t batch, int64_t kv_heads, int64_t head_dim,
                                                 int64_t value_dim, int64_t capacity, posattn_dtype dtype,
                                                 posattn_cache **cache);
+/* Where the layer is. What is then done to the cache itself is put onto the layer's stream. */
 POSATTN_API posattn_status posattn_cache_create_for_layer(const posattn_layer *layer, int64_t batch,
                                                           int64_t capacity, posattn_cache **cache);
 /* The same for f32, stored as 8-bit integers with a scale for each row of a token and head: a quarter of the memory,
@@ -195,6 +196,8 @@ POSATTN_API posattn_status posattn_cache_truncate(posattn_cache *cache, int64_t 
 
 /* ---- Layers. Immutable; free with posattn_layer_free(). ---- */
 
+typedef enum { POSATTN_CPU = 0, POSATTN_CUDA = 1 } posattn_device;
+
 typedef struct {
   int64_t num_heads;
   int64_t num_kv_heads; /* 0 (initial): num_heads */
@@ -211,6 +214,8 @@ typedef struct {
   int32_t rope_layout;       /* POSATTN_ROPE_INTERLEAVED */
   int32_t t5_bidirectional;  /* 1 */
   int32_t sinusoidal_halves; /* 0: sin, cos, sin, cos, ..; 1: all sines, then all cosines (Whisper) */
+  int32_t device;            /* POSATTN_CPU; for POSATTN_CUDA the library must hold CUDA kernels */
+  void *stream; /* on POSATTN_CUDA: a CUstream or cudaStream_t of the GPU; null: the default one */
 } posattn_layer_options;
 
 typedef struct {
@@ -240,13 +245,21 @@ typedef struct {
   posattn_tensor lse;       /* optional output, (B, H, Tq) f32 */
   posattn_tensor weights;   /* for need_weights, (B, H, Tq, Tk + extra_keys), or (B, Tq, ..) for the mean */
   posattn_cache *cache;     /* optional */
-  posattn_scratch *scratch; /* optional */
+  posattn_scratch *scratch; /* optional; not for a layer on a GPU */
   posattn_options options;
+  /* Of a layer on a GPU, whose tensors and cache are there, too (runtime/cuda/layers.h says what holds): the
+   * call is put onto the stream and not waited for. The workspace is 256-byte aligned, null: one from the
+   * stream's memory pool. */
+  void *stream, *workspace;
+  size_t workspace_size;
 } posattn_forward_args;
 
 POSATTN_API void posattn_forward_args_init(posattn_forward_args *args);
 POSATTN_API posattn_status posattn_layer_forward(const posattn_layer *layer,
                                                  const posattn_forward_args *args);
+/* Bytes of workspace for such a call; 0 for a layer on the CPU. */
+POSATTN_API posattn_status posattn_layer_workspace_size(const posattn_layer *layer,
+                                                        const posattn_forward_args *args, size_t *size);
 
 /* ---- The machine ---- */
 

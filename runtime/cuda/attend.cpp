@@ -6,9 +6,11 @@
 #include <limits>
 
 #include "runtime/cuda/attend_plan.h"
+#include "runtime/cuda/attend_unchecked.h"
 #include "runtime/cuda/launch.h"
 #include "runtime/cuda/targets.h"
 #include "runtime/cuda/tensor_map.h"
+#include "runtime/cuda/token_call.h"
 #include "runtime/error.h"
 #include "runtime/kv_cache.h"
 
@@ -110,9 +112,7 @@ class Attend {
  private:
   // Inputs that a call does not use: tensors of one element.
   KernelBuffer unused(DType type, int dimensions) const {
-    KernelBuffer buffer(plan_.zeros, type);
-    for (int d = 0; d < dimensions; ++d) buffer.dim(1, d == 0 ? 1 : 0);
-    return buffer;
+    return unused_buffer(plan_.zeros, type, dimensions);
   }
   KernelBuffer or_unused(const TensorView &view, DType type, int dimensions) const {
     return view.empty() ? unused(type, dimensions) : kernel_buffer(view);
@@ -142,11 +142,8 @@ class Attend {
     if (plan_.kernels.tabulated) tabulate();
   }
 
-  // (token or key, batch) of a tensor (T), (1, T) or (B, T).
   KernelBuffer of_tokens(const TensorView &view, DType type, int64_t batches) const {
-    if (view.empty()) return unused(type, 2);
-    const int64_t step = view.rank() == 2 && view.size(0) > 1 ? view.stride(0) : 0;
-    return KernelBuffer(view.data(), view.dtype()).dim(view.size(-1), view.stride(-1)).dim(batches, step);
+    return cuda::of_tokens(view, type, batches, plan_.zeros);
   }
 
   static int32_t form_of(const TensorView &view) {
@@ -173,26 +170,10 @@ class Attend {
         .run();
   }
 
-  // Positions and their mask, in whatever form, for the two kernels that read them so.
-  void set_positions(KernelCall &call, const TensorView &positions, const TensorView &mask,
-                     int64_t batches) const {
-    const DType types[] = {DType::f32, DType::f64, DType::i32, DType::i64};
-    const ArgumentName names[] = {"p_f32", "p_f64", "p_i32", "p_i64"};
-    int32_t form = 0;
-    for (int i = 0; i < 4; ++i) {
-      const bool is_it = !positions.empty() && positions.dtype() == types[i];
-      if (is_it) form = i + 1;
-      call.set(names[i], of_tokens(is_it ? positions : TensorView(), types[i], batches));
-    }
-    call.set("form", form)
-        .set("has_mask", !mask.empty())
-        .set("mask", of_tokens(mask, DType::boolean, batches));
-  }
-
   void fill_positions(const TensorView &positions, const TensorView &mask, int64_t tokens, int64_t batches,
                       float *to) {
     KernelCall call(*plan_.kernels.positions, launch_);
-    set_positions(call, positions, mask, batches);
+    set_positions(call, positions, mask, batches, 0, plan_.zeros);
     KernelBuffer out(to, DType::f32);
     call.set("out", out.dim(tokens, 1).dim(batches, tokens).dim(2, tokens * batches)).run();
   }
@@ -238,18 +219,18 @@ class Attend {
     }
   }
 
-  KernelBuffer dense(const void *data, int64_t tokens, int64_t heads) const {
+  KernelBuffer rotated(const Rotated &at, int64_t tokens, int64_t heads) const {
     const int64_t d = shape_.head_dim;
-    KernelBuffer buffer(data, problem_.type);
-    return buffer.dim(d, 1).dim(tokens, d).dim(heads, d * tokens).dim(shape_.batch, d * tokens * heads);
+    KernelBuffer buffer(at.data, problem_.type);
+    return buffer.dim(d, 1).dim(tokens, d).dim(heads, d * tokens).dim(shape_.batch, at.batch_step);
   }
 
   Buffers whole() const {
     const int64_t B = shape_.batch, Hq = shape_.query_heads, Hkv = shape_.kv_heads, Tq = shape_.queries;
     Buffers all;
     static_cast<ResultBuffers &>(all) = result_buffers(args_, shape_, plan_.kernels.decode, plan_);
-    all.q = args_.rope ? dense(plan_.q_rotation.rotated, Tq, Hq) : kernel_buffer(args_.query);
-    all.k = args_.rope ? dense(plan_.k_rotation.rotated, shape_.keys, Hkv) : kernel_buffer(args_.key);
+    all.q = args_.rope ? rotated(plan_.q_rotated, Tq, Hq) : kernel_buffer(args_.query);
+    all.k = args_.rope ? rotated(plan_.k_rotated, shape_.keys, Hkv) : kernel_buffer(args_.key);
     all.v = kernel_buffer(args_.value);
     if (plan_.cleared) {
       const int64_t row = plan_.cleared_row, head = row * shape_.keys;
@@ -290,36 +271,20 @@ class Attend {
 
   void rotate() {
     if (!args_.rope) return;
-    const auto one = [&](const Rotation &rotation, const TensorView &positions, const TensorView &mask,
-                         const TensorView &from) {
-      const int64_t pairs = args_.rope->inv_freq.size(0), tokens = from.size(2), heads = from.size(1);
-      const int64_t count = pairs * tokens * rotation.batches;
-      KernelCall tables(*plan_.kernels.rotation, launch_);
-      set_positions(tables, positions, mask, rotation.batches);
-      tables.set(
-          "inv_freq",
-          KernelBuffer(args_.rope->inv_freq.data(), DType::f32).dim(pairs, args_.rope->inv_freq.stride(0)));
-      KernelBuffer both(rotation.tables, DType::f32);
-      both.dim(pairs, 1).dim(tokens, pairs).dim(rotation.batches, pairs * tokens).dim(2, count);
-      tables.set("out", both).run();
-
-      const auto table = [&](const float *data) {
-        const int64_t step = rotation.batches > 1 ? pairs * tokens : 0;
-        return KernelBuffer(data, DType::f32).dim(pairs, 1).dim(tokens, pairs).dim(shape_.batch, step);
-      };
-      const KernelBuffer x = kernel_buffer(from), y = dense(rotation.rotated, tokens, heads);
-      const KernelBuffer cos = table(rotation.tables), sin = table(rotation.tables + count);
-      const bool fits = fits_kernel(x) && fits_kernel(y) && fits_kernel(cos);
-      const int64_t step = fits ? shape_.batch : 1;
-      for (int64_t b = 0; b < shape_.batch; b += step) {
-        KernelCall call(*plan_.kernels.rotary, launch_);
-        call.set("x", slice(x, 3, b, b + step)).set("y", slice(y, 3, b, b + step));
-        call.set("cos", slice(cos, 2, b, b + step)).set("sin", slice(sin, 2, b, b + step));
-        call.set("interleaved", args_.rope->layout == Rope::Layout::interleaved).run();
-      }
-    };
-    one(plan_.q_rotation, args_.q_positions, args_.q_position_mask, args_.query);
-    one(plan_.k_rotation, args_.k_positions, args_.k_position_mask, args_.key);
+    const RotaryKernels kernels{plan_.kernels.rotation, plan_.kernels.rotary};
+    const KernelBuffer q = kernel_buffer(args_.query), k = kernel_buffer(args_.key);
+    KernelBuffer rotated_q = rotated(plan_.q_rotated, shape_.queries, shape_.query_heads);
+    if (plan_.kernels.rotates_together) {
+      KernelBuffer both = q;
+      both.extent[2] = rotated_q.extent[2] = shape_.query_heads + shape_.kv_heads;
+      run_rotary(kernels, *args_.rope, plan_.q_rotation, args_.q_positions, args_.q_position_mask, 0, both,
+                 rotated_q, plan_.zeros, launch_);
+      return;
+    }
+    run_rotary(kernels, *args_.rope, plan_.q_rotation, args_.q_positions, args_.q_position_mask, 0, q,
+               rotated_q, plan_.zeros, launch_);
+    run_rotary(kernels, *args_.rope, plan_.k_rotation, args_.k_positions, args_.k_position_mask, 0, k,
+               rotated(plan_.k_rotated, shape_.keys, shape_.kv_heads), plan_.zeros, launch_);
   }
 
   // (key, query, head, batch) of the queries [q0, q1), sizes of 1 where the mask is broadcast.
@@ -554,21 +519,6 @@ void attend_to_nothing(const AttendArgs &args, const Scope &scope) {
   });
 }
 
-void check_address(const char *name, const void *data, const Scope &scope) {
-  unsigned type = 0;
-  int ordinal = -1;
-  int attributes[] = {kPointerMemoryType, kPointerDeviceOrdinal};
-  void *values[] = {&type, &ordinal};
-  const Result result = driver().PointerGetAttributes(2, attributes, values, address(data));
-  if (result != kSuccess || type == 0) {
-    fail(name, ": expected memory of the GPU, got an address that the driver does not know");
-  }
-  if (type == kMemoryTypeDevice && ordinal != scope.context().ordinal()) {
-    fail(name, ": expected memory of GPU ", scope.context().ordinal(), ", the stream's, got some of GPU ",
-         ordinal);
-  }
-}
-
 void check_addresses(const AttendArgs &args, const BranchInputs &inputs, const Scope &scope) {
   for (const NamedView &tensor : tensors_of(args)) {
     if (!tensor.view.empty() && tensor.view.num_elements() > 0) {
@@ -589,6 +539,23 @@ bool could_be_aligned(const AttendArgs &args) {
          args.key.size(-1) * size_of(args.key.dtype()) % static_cast<int64_t>(kVectorBytes) == 0;
 }
 
+bool same_tokens(const TensorView &a, const TensorView &b) {
+  if (a.empty() || b.empty()) return a.empty() && b.empty();
+  bool same = a.data() == b.data() && a.dtype() == b.dtype() && a.rank() == b.rank();
+  for (int d = 0; same && d < a.rank(); ++d) same = a.size(d) == b.size(d) && a.stride(d) == b.stride(d);
+  return same;
+}
+
+// As a layer's product leaves them: (B, T, heads of queries, then of keys, then of values).
+bool are_adjacent(const AttendArgs &args) {
+  const TensorView &q = args.query, &k = args.key;
+  const int64_t heads = q.size(1) * q.stride(1) * size_of(q.dtype());
+  bool result = k.data() == q.as<char>() + heads && q.size(2) == k.size(2);
+  for (const int d : {0, 1, 2}) result &= q.stride(d) == k.stride(d);
+  return result && same_tokens(args.q_positions, args.k_positions) &&
+         same_tokens(args.q_position_mask, args.k_position_mask);
+}
+
 // The same for tiles of queries, keys and values on tensor cores. Rotated queries and keys are dense, and so
 // are values that are cleared.
 Alignment alignment_of(const AttendArgs &args, const AttendProblem &problem, bool with_addresses) {
@@ -603,6 +570,7 @@ Alignment alignment_of(const AttendArgs &args, const AttendProblem &problem, boo
     result.tiles &= tiles_aligned(view) && (!with_addresses || starts_aligned(view));
     result.maps &= steps_positive(view);
   };
+  if (with_addresses && args.rope) result.adjacent = are_adjacent(args);
   if (!args.rope) add(args.query), add(args.key);
   if (!problem.hides_keys) add(args.value);
   return result;
@@ -656,13 +624,16 @@ size_t attend_workspace_size(const AttendArgs &args, const CudaStream &stream) {
   return static_cast<size_t>(size);
 }
 
-void attend(const AttendArgs &args, const CudaStream &stream, void *workspace, size_t workspace_size) {
-  using namespace cuda;
+namespace cuda {
+namespace {
+
+void attend(const AttendArgs &args, const CudaStream &stream, void *workspace, size_t workspace_size,
+            bool check_tensors, bool check_workspace) {
   const AttendProblem problem = checked_shapes(args);
   check_memory(args);
   const Scope scope(stream);
   const BranchInputs inputs = inputs_of(problem);
-  check_addresses(args, inputs, scope);
+  if (check_tensors) check_addresses(args, inputs, scope);
   if (problem.is_empty()) return attend_to_nothing(args, scope);
   expect_capability(scope);
 
@@ -681,10 +652,23 @@ void attend(const AttendArgs &args, const CudaStream &stream, void *workspace, s
   if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0) {
     fail("workspace: expected memory aligned to ", kWorkspaceAlignment, " bytes");
   }
-  check_address("workspace", workspace, scope);
+  if (check_workspace) check_address("workspace", workspace, scope);
   Workspace memory(workspace);
   const Plan plan = make_plan(args, problem, kernels, inputs, memory);
   Attend(args, problem, plan, inputs, scope).run();
+}
+
+}  // namespace
+
+void attend_unchecked(const AttendArgs &args, const CudaStream &stream, void *workspace,
+                      size_t workspace_size) {
+  attend(args, stream, workspace, workspace_size, false, false);
+}
+
+}  // namespace cuda
+
+void attend(const AttendArgs &args, const CudaStream &stream, void *workspace, size_t workspace_size) {
+  cuda::attend(args, stream, workspace, workspace_size, true, true);
 }
 
 void attend(const AttendArgs &args, const CudaStream &stream) {
@@ -696,7 +680,7 @@ void attend(const AttendArgs &args, const CudaStream &stream) {
   Address memory = 0;
   check(d.MemAllocAsync(&memory, size, scope.stream()), "workspace");
   try {
-    attend(args, stream, reinterpret_cast<void *>(memory), size);
+    cuda::attend(args, stream, reinterpret_cast<void *>(memory), size, true, false);
   } catch (...) {
     d.MemFreeAsync(memory, scope.stream());
     throw;

@@ -42,6 +42,7 @@ class Finder : public KernelFinder {
       if (!out.tensor && !(out.attention = found(query))) return false;
       if (out.tensor && problem_.hides_keys && !(out.clear_values = helper("clear_values"))) return false;
     }
+    out.rotates_together = args_.rope && alignment.adjacent;
     if (args_.rope && (!(out.rotary = found(any("rotary"))) || !(out.rotation = helper("rotation"))))
       return false;
     if (!(out.positions = helper("positions")) || !(out.key_mask = helper("key_mask")) ||
@@ -141,7 +142,8 @@ void plan_masks(const AttendArgs &args, const AttendShape &shape, Plan &plan, Wo
     if (!mask->convert) continue;
     const int64_t rows = mask->size[2] == 1 ? 1 : plan.chunk;
     const int64_t bytes = mask == &plan.keep ? 1 : int64_t{sizeof(float)};
-    mask->copy = workspace.take_bytes(workspace_product({mask->size[0], mask->size[1], rows, mask->size[3], bytes}));
+    mask->copy =
+        workspace.take_bytes(workspace_product({mask->size[0], mask->size[1], rows, mask->size[3], bytes}));
   }
 }
 
@@ -213,23 +215,27 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
     plan.no_offsets = workspace.take<float>(plan.offsets_stride);
   }
   if (args.rope) {
-    const auto take = [&](int64_t heads, int64_t tokens, bool varies) {
-      Rotation rotation;
+    const int64_t size = size_of(problem.type), d = shape.head_dim;
+    const auto take = [&](int64_t heads, int64_t tokens, bool varies, Rotation &rotation, Rotated &rotated) {
       rotation.batches = varies ? B : 1;
-      rotation.tables =
-          workspace.take<float>(workspace_product({2, args.rope->inv_freq.size(0), tokens, rotation.batches}));
-      rotation.rotated =
-          workspace.take_bytes(workspace_product({B, heads, tokens, shape.head_dim, size_of(problem.type)}));
-      return rotation;
+      rotation.tables = workspace.take<float>(rotation_table_size(*args.rope, tokens, rotation.batches));
+      rotated.data = workspace.take_bytes(workspace_product({B, heads, tokens, d, size}));
+      rotated.batch_step = heads * tokens * d;
     };
-    plan.q_rotation = take(Hq, shape.queries, q_varies);
-    plan.k_rotation = take(Hkv, shape.keys, k_varies);
+    if (kernels.rotates_together) {
+      take(Hq + Hkv, shape.keys, q_varies, plan.q_rotation, plan.q_rotated);
+      plan.k_rotated = plan.q_rotated;
+      plan.k_rotated.data = static_cast<char *>(plan.q_rotated.data) + Hq * shape.keys * d * size;
+    } else {
+      take(Hq, shape.queries, q_varies, plan.q_rotation, plan.q_rotated);
+      take(Hkv, shape.keys, k_varies, plan.k_rotation, plan.k_rotated);
+    }
   }
   if (kernels.clear_values) {
     constexpr int64_t kRowElements = 8;  // of 16 bytes
     plan.cleared_row = ceil_div(shape.value_dim, kRowElements) * kRowElements;
-    plan.cleared =
-        workspace.take_bytes(workspace_product({B, Hkv, shape.keys, plan.cleared_row, size_of(problem.type)}));
+    plan.cleared = workspace.take_bytes(
+        workspace_product({B, Hkv, shape.keys, plan.cleared_row, size_of(problem.type)}));
   }
   take_results(args, problem, kernels.decode, plan, workspace);
   return plan;

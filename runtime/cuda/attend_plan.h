@@ -4,12 +4,14 @@
 #include "runtime/attend_kernels.h"
 #include "runtime/attend_masks.h"
 #include "runtime/attend_problem.h"
+#include "runtime/cuda/rotary.h"
 #include "runtime/workspace.h"
 
 namespace posattn::cuda {
 
 struct Kernels : CommonKernels {
-  bool tensor = false;  // `attention` runs on tensor cores
+  bool tensor = false;            // `attention` runs on tensor cores
+  bool rotates_together = false;  // keys are heads behind the queries, of the same positions
   const Kernel *rotation = nullptr, *positions = nullptr;
   const Kernel *key_mask = nullptr, *float_mask = nullptr, *keep_mask = nullptr;
   const Kernel *clear_values = nullptr;  // where a kernel for tensor cores must not see hidden values
@@ -26,10 +28,9 @@ struct Mask {
   }
 };
 
-struct Rotation {
-  int64_t batches = 1;
-  float *tables = nullptr;  // cosines, then sines: (pair, token, batch)
-  void *rotated = nullptr;  // (d, token, head, batch), dense
+struct Rotated {
+  void *data = nullptr;    // (d, token, head, batch), dense rows and heads
+  int64_t batch_step = 0;  // more than that of its heads where keys lie behind the queries
 };
 
 struct Plan : ResultPlan {
@@ -48,15 +49,17 @@ struct Plan : ResultPlan {
   void *own[BranchInputs::kCapacity] = {};  // branches' own memory, by their place among the inputs
   Mask keep, add, dense;
   Rotation q_rotation, k_rotation;
+  Rotated q_rotated, k_rotated;
   void *cleared = nullptr;  // (d, key, head, batch), dense rows of cleared_row elements
   int64_t cleared_row = 0;
 };
 
 // How query, key and value are aligned.
 struct Alignment {
-  bool words = false;  // as the decode kernel needs it
-  bool tiles = false;  // as kernels for tensor cores do: rows start at multiples of 16 bytes
-  bool maps = false;   // and steps are positive, so that there can be tensor maps
+  bool words = false;     // as the decode kernel needs it
+  bool tiles = false;     // as kernels for tensor cores do: rows start at multiples of 16 bytes
+  bool maps = false;      // and steps are positive, so that there can be tensor maps
+  bool adjacent = false;  // keys are heads behind the queries, of the same positions
 };
 bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability,
                   const Alignment &alignment, Kernels &kernels, KernelQuery &missing);

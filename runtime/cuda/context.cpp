@@ -8,18 +8,6 @@
 namespace posattn::cuda {
 namespace {
 
-// Loading is no part of a graph that this thread is capturing.
-class OutsideOfCapture {
- public:
-  OutsideOfCapture() { driver().ThreadExchangeStreamCaptureMode(&mode_); }
-  ~OutsideOfCapture() { driver().ThreadExchangeStreamCaptureMode(&mode_); }
-  OutsideOfCapture(const OutsideOfCapture &) = delete;
-  OutsideOfCapture &operator=(const OutsideOfCapture &) = delete;
-
- private:
-  int mode_ = kCaptureModeRelaxed;
-};
-
 struct Known {
   unsigned long long id;
   std::unique_ptr<ContextState> state;
@@ -46,6 +34,11 @@ ContextState &state_of(Context context) {
 }
 
 }  // namespace
+
+OutsideOfCapture::OutsideOfCapture() : mode_(kCaptureModeRelaxed) {
+  driver().ThreadExchangeStreamCaptureMode(&mode_);
+}
+OutsideOfCapture::~OutsideOfCapture() { driver().ThreadExchangeStreamCaptureMode(&mode_); }
 
 ContextState::ContextState(Context context, Device device) : context_(context), device_(device) {
   const Driver &d = driver();
@@ -133,6 +126,21 @@ Scope::Scope(const CudaStream &stream) : stream_(static_cast<Stream>(stream.hand
 Scope::~Scope() {
   Context context;
   if (pushed_) driver().CtxPopCurrent(&context);
+}
+
+void check_address(const char *name, const void *data, const Scope &scope) {
+  unsigned type = 0;
+  int ordinal = -1;
+  int attributes[] = {kPointerMemoryType, kPointerDeviceOrdinal};
+  void *values[] = {&type, &ordinal};
+  const Result result = driver().PointerGetAttributes(2, attributes, values, reinterpret_cast<Address>(data));
+  if (result != kSuccess || type == 0) {
+    fail(name, ": expected memory of the GPU, got an address that the driver does not know");
+  }
+  if (type == kMemoryTypeDevice && ordinal != scope.context().ordinal()) {
+    fail(name, ": expected memory of GPU ", scope.context().ordinal(), ", the stream's, got some of GPU ",
+         ordinal);
+  }
 }
 
 }  // namespace posattn::cuda

@@ -52,6 +52,18 @@ class ContextState {
   std::unordered_map<Key, Loaded, Hash> functions_;
 };
 
+// For its lifetime: loading what a launch needs is no error while this thread captures a graph.
+class OutsideOfCapture {
+ public:
+  OutsideOfCapture();
+  ~OutsideOfCapture();
+  OutsideOfCapture(const OutsideOfCapture &) = delete;
+  OutsideOfCapture &operator=(const OutsideOfCapture &) = delete;
+
+ private:
+  int mode_;
+};
+
 // Makes the stream's context current for its own lifetime.
 class Scope {
  public:
@@ -68,5 +80,8 @@ class Scope {
   Stream stream_;
   bool pushed_ = false;
 };
+
+// That memory is on the scope's GPU, or at least within its reach. Throws Error that names it.
+void check_address(const char *name, const void *data, const Scope &scope);
 
 }  // namespace posattn::cuda

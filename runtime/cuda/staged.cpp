@@ -3,45 +3,11 @@
 #include <cstring>
 
 #include "runtime/attend_problem.h"
+#include "runtime/cuda/moved_branch.h"
 #include "runtime/error.h"
 
 namespace posattn {
 namespace {
-
-// A branch whose tensors are elsewhere.
-class StagedBranch : public LogitBranch {
- public:
-  template <typename Upload>
-  StagedBranch(const LogitBranch &host, const Upload &upload) : host_(host) {
-    host.bind(inputs_);
-    for (int i = 0; i < inputs_.size(); ++i) {
-      const BranchInputs::Item &item = inputs_[i];
-      tensors_.push_back(item.own || item.tensor.empty() ? item.tensor : upload(item.tensor));
-    }
-  }
-  const char *name() const override { return host_.name(); }
-  void check(const AttendShape &shape) const override { host_.check(shape); }
-  void bind(BranchInputs &inputs) const override {
-    for (int i = 0; i < inputs_.size(); ++i) {
-      const BranchInputs::Item &item = inputs_[i];
-      const TensorView &tensor = tensors_[static_cast<size_t>(i)];
-      if (item.own) {
-        inputs.add_own(item.name, tensor);
-      } else if (!tensor.empty()) {
-        inputs.add(item.name, tensor);
-      } else if (item.is_int) {
-        inputs.add(item.name, item.i);
-      } else {
-        inputs.add(item.name, item.f);
-      }
-    }
-  }
-
- private:
-  const LogitBranch &host_;
-  BranchInputs inputs_;
-  std::vector<TensorView> tensors_;
-};
 
 struct Reach {
   int64_t before = 0, behind = 0;  // bytes from the first element
@@ -84,7 +50,7 @@ StagedAttend::StagedAttend(const AttendArgs &host, const CudaStream &stream, siz
   for (const LogitBranch *&branch : args_.branches) {
     if (!branch) continue;
     branches_.push_back(
-        std::make_unique<StagedBranch>(*branch, [&](const TensorView &view) { return upload(view); }));
+        std::make_unique<MovedBranch>(*branch, [&](const TensorView &view) { return upload(view); }));
     branch = branches_.back().get();
   }
   if (host.rope) {

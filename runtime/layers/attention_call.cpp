@@ -3,9 +3,7 @@
 #include <cmath>
 
 #include "runtime/error.h"
-#include "runtime/layers/addend.h"
 #include "runtime/layers/position_rows.h"
-#include "runtime/rotary.h"
 
 namespace posattn {
 namespace {
@@ -33,25 +31,27 @@ void check_stream(const char *name, const TensorView &view, DType type, int64_t 
 // Takes back what a call appended, unless it succeeded.
 class Append {
  public:
-  explicit Append(KvCache *cache) : cache_(cache), length_(cache ? cache->length() : 0) {}
+  explicit Append(KvCacheBase *cache) : cache_(cache), length_(cache ? cache->length() : 0) {}
   ~Append() {
     if (cache_) cache_->truncate(length_);
   }
   void keep() { cache_ = nullptr; }
 
  private:
-  KvCache *cache_;
+  KvCacheBase *cache_;
   int64_t length_;
 };
 
 }  // namespace
 
-AttentionCall::AttentionCall(const LayerParts &layer, const ForwardArgs &args, const ForwardOutputs &outputs)
+AttentionCall::AttentionCall(const LayerFacts &layer, const ForwardArgs &args, const ForwardOutputs &outputs,
+                             const LayerSteps &steps)
     : layer_(layer), args_(args), outputs_(outputs) {
   check_streams();
-  check_cache();
-  check_positions_and_bias();
+  check_cache(steps);
+  check_positions_and_bias(steps);
   check_outputs();
+  check_memory(steps);
 }
 
 void AttentionCall::check_streams() {
@@ -70,10 +70,11 @@ void AttentionCall::check_streams() {
   }
 }
 
-void AttentionCall::check_cache() const {
-  const KvCache *cache = args_.cache;
+void AttentionCall::check_cache(const LayerSteps &steps) const {
+  const KvCacheBase *cache = args_.cache;
   const LayerDims &dims = layer_.dims;
   if (!cache) return;
+  steps.check_cache(*cache);
   if (cache->batch() != batch_ || cache->kv_heads() != dims.kv_heads || cache->head_dim() != dims.head_dim ||
       cache->value_dim() != dims.head_dim || cache->dtype() != dims.type) {
     fail("cache: expected batch ", batch_, ", ", dims.kv_heads, " heads of ", dims.head_dim, " in ",
@@ -86,13 +87,14 @@ void AttentionCall::check_cache() const {
   }
 }
 
-void AttentionCall::check_positions_and_bias() const {
+void AttentionCall::check_positions_and_bias(const LayerSteps &steps) const {
   const int64_t keys = cached_ + fresh_;
-  check_positions(args_.q_positions, "q_positions", batch_, queries_);
-  check_positions(args_.k_positions, "k_positions", batch_, keys);
+  const bool values = steps.on_host();
+  check_positions(args_.q_positions, "q_positions", batch_, queries_, values);
+  check_positions(args_.k_positions, "k_positions", batch_, keys, values);
   check_position_mask(args_.q_position_mask, "q_position_mask", batch_, queries_);
   check_position_mask(args_.k_position_mask, "k_position_mask", batch_, keys);
-  if (!args_.dense_bias.empty() && !layer_.positions.dense().empty()) {
+  if (!args_.dense_bias.empty() && !layer_.dense.empty()) {
     fail("dense_bias: this layer has one already");
   }
 }
@@ -100,7 +102,7 @@ void AttentionCall::check_positions_and_bias() const {
 void AttentionCall::check_outputs() const {
   const LayerDims &dims = layer_.dims;
   check_shape("out", outputs_.out, dims.type, {batch_, queries_, dims.embed});
-  const int64_t columns = cached_ + fresh_ + layer_.extra.count();
+  const int64_t columns = cached_ + fresh_ + layer_.extra_keys;
   if (args_.need_weights == Weights::heads) {
     check_shape("weights", outputs_.weights, dims.type, {batch_, dims.heads, queries_, columns});
   } else if (args_.need_weights == Weights::mean) {
@@ -111,103 +113,123 @@ void AttentionCall::check_outputs() const {
   }
 }
 
-void AttentionCall::run(Scratch &scratch) {
-  scratch.reset();
-  const Projected projected = project(scratch);
+void AttentionCall::check_memory(const LayerSteps &steps) const {
+  const std::pair<const char *, const TensorView &> used[] = {
+      {"query", args_.query},
+      {"key", args_.key},
+      {"value", args_.value},
+      {"out", outputs_.out},
+      {"weights", outputs_.weights},
+      {"lse", outputs_.lse},
+      {"q_positions", args_.q_positions},
+      {"k_positions", args_.k_positions},
+      {"q_position_mask", args_.q_position_mask},
+      {"k_position_mask", args_.k_position_mask},
+      {"keep_mask", args_.keep_mask},
+      {"block_mask", args_.block_mask},
+      {"add_mask", args_.add_mask},
+      {"dense_bias", args_.dense_bias},
+      {"key_keep_mask", args_.key_keep_mask},
+      {"key_block_mask", args_.key_block_mask},
+      {"key_add_mask", args_.key_add_mask},
+      {"key_lengths", args_.key_lengths},
+  };
+  for (const auto &[name, view] : used) {
+    if (!view.empty() && view.num_elements() > 0) steps.check_memory(name, view);
+  }
+}
+
+void AttentionCall::run(LayerSteps &steps) {
+  const Projected projected = project(steps);
   Append append(fresh_ ? args_.cache : nullptr);
-  set_query(projected, scratch);
-  set_keys(projected, scratch);
-  const MutableTensorView mixed = scratch.take(layer_.dims.type, {batch_, queries_, layer_.dims.embed});
-  set_outputs(mixed, scratch);
+  set_query(projected, steps);
+  set_keys(projected, steps);
+  const MutableTensorView mixed = steps.take(layer_.dims.type, {batch_, queries_, layer_.dims.embed});
+  set_outputs(mixed, steps);
   set_options();
-  const size_t workspace = attend_workspace_size(attention_);
-  attend(attention_, scratch.take_bytes(workspace), workspace);
-  if (layer_.extra.count()) merge_extra_keys();
-  if (mixed.num_elements() > 0) layer_.out.forward(mixed, outputs_.out);
+  steps.attend(attention_, args_.cache, cached_ + fresh_);
+  if (layer_.extra_keys) merge_extra_keys(steps);
+  if (mixed.num_elements() > 0) steps.project_out(mixed, outputs_.out);
   append.keep();
 }
 
-Projected AttentionCall::project(Scratch &scratch) const {
+Projected AttentionCall::project(LayerSteps &steps) const {
   Streams streams{args_.query, args_.key, args_.value, {}, {}};
-  const PositionEncoder *encoder = layer_.positions.encoder();
-  if (encoder) {
-    const int64_t first_query = fresh_ ? cached_ : 0;
-    streams.query_addend = addend(*encoder, args_.q_positions, args_.q_position_mask, first_query, batch_,
-                                  queries_, "q_positions", scratch);
-    const TensorView positions = last_columns(args_.k_positions, fresh_);
-    const TensorView mask = last_columns(args_.k_position_mask, fresh_);
-    const bool same = same_view(args_.query, args_.key) && same_view(args_.q_positions, positions) &&
-                      same_view(args_.q_position_mask, mask);
+  if (layer_.encodes) {
+    const TokenArgs queries{args_.q_positions, args_.q_position_mask, fresh_ ? cached_ : 0};
+    streams.query_addend = steps.encode(queries, batch_, queries_, "q_positions");
+    const TokenArgs keys{last_columns(args_.k_positions, fresh_), last_columns(args_.k_position_mask, fresh_),
+                         cached_};
+    const bool same = same_view(args_.query, args_.key) && same_view(queries.positions, keys.positions) &&
+                      same_view(queries.mask, keys.mask);
     if (same) {
       streams.key_addend = streams.query_addend;
     } else if (fresh_) {
-      streams.key_addend = addend(*encoder, positions, mask, cached_, batch_, fresh_, "k_positions", scratch);
+      streams.key_addend = steps.encode(keys, batch_, fresh_, "k_positions");
     }
   }
-  return layer_.in.project(streams, scratch);
+  return posattn::project(streams, layer_.dims, steps);
 }
 
-MutableTensorView AttentionCall::rotated(const TensorView &x, int64_t heads, const TensorView &positions,
-                                         const TensorView &mask, Scratch &scratch) const {
-  const int64_t channels = heads * layer_.dims.head_dim;
-  const MutableTensorView y = scratch.take(layer_.dims.type, {x.size(0), x.size(1), channels}).heads(heads);
-  rotate(*layer_.positions.rope(), x.heads(heads), positions, mask, y);
-  return y;
-}
-
-void AttentionCall::set_query(const Projected &projected, Scratch &scratch) {
-  TensorView positions = args_.q_positions;
+void AttentionCall::set_query(const Projected &projected, LayerSteps &steps) {
+  const int64_t heads = layer_.dims.heads;
   // Queries that continue a cached sequence count on from its end.
-  if (positions.empty() && uses_positions() && fresh_ && cached_) {
-    positions = counting(cached_, queries_, scratch);
+  TokenArgs tokens{args_.q_positions, args_.q_position_mask, fresh_ ? cached_ : 0};
+  const bool rotates = rotates_first(steps), attend_needs = !rotates || !layer_.branches.empty();
+  if (tokens.positions.empty() && uses_positions() && tokens.first && attend_needs) {
+    tokens.positions = steps.counting(tokens.first, queries_);
   }
-  if (uses_positions()) {
-    attention_.q_positions = positions;
+  if (uses_positions() && attend_needs) {
+    attention_.q_positions = tokens.positions;
     attention_.k_positions = args_.k_positions;
     attention_.q_position_mask = args_.q_position_mask;
     attention_.k_position_mask = args_.k_position_mask;
   }
-  if (rotates_first()) {
-    attention_.query = rotated(projected.query, layer_.dims.heads, positions, args_.q_position_mask, scratch);
+  attention_.query = projected.query.heads(heads);
+  if (rotates) {
+    const MutableTensorView y =
+        steps.take(layer_.dims.type, {batch_, queries_, layer_.dims.embed}).heads(heads);
+    steps.rotate(attention_.query, tokens, y);
+    attention_.query = y;
   } else {
-    attention_.query = projected.query.heads(layer_.dims.heads);
-    attention_.rope = layer_.positions.rope();
+    attention_.rope = layer_.rope;
   }
 }
 
-void AttentionCall::set_keys(const Projected &projected, Scratch &scratch) {
-  attention_.cache = args_.cache;
+void AttentionCall::set_keys(const Projected &projected, LayerSteps &steps) {
   if (args_.cache && !fresh_) return;
   const int64_t heads = layer_.dims.kv_heads;
-  TensorView key = projected.key.heads(heads);
-  const TensorView value = projected.value.heads(heads);
-  if (layer_.positions.rope() && (args_.cache || rotates_first())) {
-    TensorView positions = last_columns(args_.k_positions, fresh_);
-    if (positions.empty()) positions = counting(cached_, fresh_, scratch);
-    key = rotated(projected.key, heads, positions, last_columns(args_.k_position_mask, fresh_), scratch);
-  }
+  const TensorView key = projected.key.heads(heads), value = projected.value.heads(heads);
+  const TokenArgs tokens{last_columns(args_.k_positions, fresh_), last_columns(args_.k_position_mask, fresh_),
+                         cached_};
   if (args_.cache) {
-    args_.cache->append(key, value);
-  } else {
-    attention_.key = key;
-    attention_.value = value;
+    steps.append(*args_.cache, key, value, layer_.rope ? &tokens : nullptr);
+    return;
+  }
+  attention_.key = key;
+  attention_.value = value;
+  if (rotates_first(steps)) {
+    const MutableTensorView y =
+        steps.take(layer_.dims.type, {batch_, fresh_, heads * layer_.dims.head_dim}).heads(heads);
+    steps.rotate(key, tokens, y);
+    attention_.key = y;
   }
 }
 
-void AttentionCall::set_outputs(const MutableTensorView &mixed, Scratch &scratch) {
+void AttentionCall::set_outputs(const MutableTensorView &mixed, LayerSteps &steps) {
   const LayerDims &dims = layer_.dims;
   attention_.out = mixed.heads(dims.heads);
   attention_.lse = outputs_.lse;
   attention_.need_weights = args_.need_weights;
   attention_.weights = outputs_.weights;
-  const int64_t extra = layer_.extra.count(), keys = cached_ + fresh_;
+  const int64_t extra = layer_.extra_keys, keys = cached_ + fresh_;
   if (!extra) return;
   // Merging reads each row's sum of exponentials, and each head's weights.
-  if (outputs_.lse.empty()) attention_.lse = scratch.take(DType::f32, {batch_, dims.heads, queries_});
+  if (outputs_.lse.empty()) attention_.lse = steps.take(DType::f32, {batch_, dims.heads, queries_});
   if (args_.need_weights == Weights::none) return;
   all_weights_ = args_.need_weights == Weights::heads
                      ? outputs_.weights
-                     : scratch.take(dims.type, {batch_, dims.heads, queries_, keys + extra});
+                     : steps.take(dims.type, {batch_, dims.heads, queries_, keys + extra});
   attention_.need_weights = Weights::heads;
   attention_.weights = all_weights_.slice(3, 0, keys);
 }
@@ -221,19 +243,19 @@ void AttentionCall::set_options() {
   attention_.keep_mask = args_.keep_mask;
   attention_.block_mask = args_.block_mask;
   attention_.add_mask = args_.add_mask;
-  attention_.dense_bias = args_.dense_bias.empty() ? layer_.positions.dense() : args_.dense_bias;
+  attention_.dense_bias = args_.dense_bias.empty() ? layer_.dense : args_.dense_bias;
   attention_.key_keep_mask = args_.key_keep_mask;
   attention_.key_block_mask = args_.key_block_mask;
   attention_.key_add_mask = args_.key_add_mask;
   attention_.key_lengths = args_.key_lengths;
   size_t branch = 0;
-  for (const auto &logit : layer_.positions.logit_branches()) attention_.branches[branch++] = logit.get();
+  for (const LogitBranch *logit : layer_.branches) attention_.branches[branch++] = logit;
 }
 
-void AttentionCall::merge_extra_keys() const {
+void AttentionCall::merge_extra_keys(LayerSteps &steps) const {
   const float scale = args_.scale.value_or(1 / std::sqrt(static_cast<float>(layer_.dims.head_dim)));
-  layer_.extra.merge(attention_.query, scale, args_.softcap, attention_.out, attention_.lse, all_weights_);
-  if (args_.need_weights == Weights::mean) mean_over_heads(all_weights_, outputs_.weights);
+  const bool mean = args_.need_weights == Weights::mean;
+  steps.merge_extra_keys(attention_, scale, all_weights_, mean ? outputs_.weights : MutableTensorView());
 }
 
 }  // namespace posattn

@@ -1,50 +1,40 @@
 // One call of a layer, step by step.
 #pragma once
 
-#include "runtime/layers/extra_keys.h"
-#include "runtime/layers/layer_dims.h"
+#include "runtime/layers/layer_steps.h"
 #include "runtime/layers/projections.h"
 
 namespace posattn {
 
-// What a layer is made of.
-struct LayerParts {
-  LayerDims dims;
-  PositionSet positions;
-  Projections in;
-  Linear out;
-  ExtraKeys extra;
-};
-
 class AttentionCall {
  public:
   // Checks the arguments, as far as the layer knows them: masks are attend's. Throws Error.
-  AttentionCall(const LayerParts &layer, const ForwardArgs &args, const ForwardOutputs &outputs);
+  AttentionCall(const LayerFacts &layer, const ForwardArgs &args, const ForwardOutputs &outputs,
+                const LayerSteps &steps);
   // Computes. An Error leaves outputs and cache as they were.
-  void run(Scratch &scratch);
+  void run(LayerSteps &steps);
 
  private:
   void check_streams();
-  void check_cache() const;
-  void check_positions_and_bias() const;
+  void check_cache(const LayerSteps &steps) const;
+  void check_positions_and_bias(const LayerSteps &steps) const;
   void check_outputs() const;
+  void check_memory(const LayerSteps &steps) const;
 
-  Projected project(Scratch &scratch) const;
-  void set_query(const Projected &projected, Scratch &scratch);
-  void set_keys(const Projected &projected, Scratch &scratch);
-  void set_outputs(const MutableTensorView &mixed, Scratch &scratch);
+  Projected project(LayerSteps &steps) const;
+  void set_query(const Projected &projected, LayerSteps &steps);
+  void set_keys(const Projected &projected, LayerSteps &steps);
+  void set_outputs(const MutableTensorView &mixed, LayerSteps &steps);
   void set_options();
-  void merge_extra_keys() const;
+  void merge_extra_keys(LayerSteps &steps) const;
 
-  MutableTensorView rotated(const TensorView &x, int64_t heads, const TensorView &positions,
-                            const TensorView &mask, Scratch &scratch) const;
-  // Attention rotates as it reads; only merging extra keys needs a rotated query of its own.
-  bool rotates_first() const { return layer_.positions.rope() && layer_.extra.count() > 0; }
-  bool uses_positions() const {
-    return layer_.positions.rope() || !layer_.positions.logit_branches().empty();
+  // Attention rotates as it reads; merging extra keys needs a rotated query of its own.
+  bool rotates_first(const LayerSteps &steps) const {
+    return layer_.rope && (layer_.extra_keys > 0 || (args_.cache && !steps.rotates_before_cache()));
   }
+  bool uses_positions() const { return layer_.rope || !layer_.branches.empty(); }
 
-  const LayerParts &layer_;
+  const LayerFacts &layer_;
   const ForwardArgs &args_;
   const ForwardOutputs &outputs_;
   int64_t batch_ = 0, queries_ = 0;

@@ -29,11 +29,22 @@ ForwardArgs MultiHeadAttention::general(const MultiHeadArgs &args) const {
   return general;
 }
 
+ForwardArgs MultiHeadAttention::with_causal(const ForwardArgs &args) const {
+  ForwardArgs result = args;
+  if (causal_ && args.causal == Causal::none) result.causal = Causal::bottom_right;
+  return result;
+}
+
 void MultiHeadAttention::forward_into(const ForwardArgs &args, const ForwardOutputs &outputs) const {
-  if (!causal_ || args.causal != Causal::none) return layer_.forward_into(args, outputs);
-  ForwardArgs causal = args;
-  causal.causal = Causal::bottom_right;
-  layer_.forward_into(causal, outputs);
+  layer_.forward_into(with_causal(args), outputs);
+}
+
+void MultiHeadAttention::forward_from_host(const ForwardArgs &args, const ForwardOutputs &outputs) const {
+  layer_.forward_from_host(with_causal(args), outputs);
+}
+
+size_t MultiHeadAttention::workspace_size(const ForwardArgs &args) const {
+  return layer_.workspace_size(with_causal(args));
 }
 
 void MultiHeadAttention::forward_into(const MultiHeadArgs &args, const ForwardOutputs &outputs) const {
@@ -43,7 +54,7 @@ void MultiHeadAttention::forward_into(const MultiHeadArgs &args, const ForwardOu
 ForwardResult MultiHeadAttention::forward(const MultiHeadArgs &args) const { return forward(general(args)); }
 
 Tensor MultiHeadAttention::forward_espnet(const TensorView &x, const TensorView &xa, const TensorView &mask,
-                                          KvCache *cache) const {
+                                          KvCacheBase *cache) const {
   if (causal_ && !mask.empty()) fail("mask is not allowed when the attention is causal");
   MultiHeadArgs args;
   args.x = x;

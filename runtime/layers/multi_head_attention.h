@@ -32,11 +32,18 @@ class MultiHeadAttention : public PositionalAttentionBase {
   // if x and xa have one length. Differs from ESPnet in one case, on purpose: a chunk of more than one token
   // after a prefix is causal here (there its tokens see each other's future).
   Tensor forward_espnet(const TensorView &x, const TensorView &xa = {}, const TensorView &mask = {},
-                        KvCache *cache = nullptr) const;
+                        KvCacheBase *cache = nullptr) const;
 
   // The general interface (a causal layer stays causal).
   using PositionalAttentionBase::forward;
   void forward_into(const ForwardArgs &args, const ForwardOutputs &outputs) const override;
+  void forward_from_host(const ForwardArgs &args, const ForwardOutputs &outputs) const override;
+  size_t workspace_size(const ForwardArgs &args) const override;
+  size_t workspace_size(const MultiHeadArgs &args) const { return workspace_size(general(args)); }
+  std::unique_ptr<KvCacheBase> make_cache(int64_t batch, int64_t capacity,
+                                          CacheFormat format = CacheFormat::exact) const override {
+    return layer_.make_cache(batch, capacity, format);
+  }
 
   bool causal() const { return causal_; }
   int64_t embed_dim() const override { return layer_.embed_dim(); }
@@ -50,6 +57,7 @@ class MultiHeadAttention : public PositionalAttentionBase {
 
  private:
   ForwardArgs general(const MultiHeadArgs &args) const;
+  ForwardArgs with_causal(const ForwardArgs &args) const;
   AttentionLayer layer_;
   bool causal_;
 };

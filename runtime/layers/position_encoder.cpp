@@ -52,6 +52,12 @@ TensorView TableEncoder::rows(int64_t first, int64_t count) const {
   return table_.view().slice(0, first, first + count);
 }
 
+EncoderForm TableEncoder::form() const {
+  EncoderForm form;
+  form.table = table_.view();
+  return form;
+}
+
 SinusoidalEncoder::SinusoidalEncoder(int64_t dim, Layout layout, double base) : layout_(layout) {
   if (dim <= 0 || dim % 2) fail("sinusoidal positions: expected an even number of channels, got ", dim);
   if (!(base > 0) || !std::isfinite(base)) fail("sinusoidal positions: expected a positive base, got ", base);
@@ -73,6 +79,20 @@ void SinusoidalEncoder::encode(const double *positions, int64_t count, float *ou
       out[interleaved ? 2 * i + 1 : pairs + i] = static_cast<float>(std::cos(angle));
     }
   }
+}
+
+EncoderForm SinusoidalEncoder::form() const {
+  const size_t pairs = frequencies_.size();
+  EncoderForm form;
+  form.frequencies.resize(2 * pairs);
+  form.waves.resize(2 * pairs);
+  const bool interleaved = layout_ == Layout::interleaved;
+  for (size_t i = 0; i < pairs; i++) {
+    const size_t sine = interleaved ? 2 * i : i, cosine = interleaved ? 2 * i + 1 : pairs + i;
+    form.frequencies[sine] = form.frequencies[cosine] = frequencies_[i];
+    form.waves[cosine] = 1;
+  }
+  return form;
 }
 
 FourierEncoder::FourierEncoder(const TensorView &frequencies, SmallMlp mlp) : mlp_(std::move(mlp)) {
@@ -112,6 +132,18 @@ void FourierEncoder::encode(const double *positions, int64_t count, float *out) 
   }
 }
 
+EncoderForm FourierEncoder::form() const {
+  const size_t number = frequencies_.size();
+  EncoderForm form;
+  form.frequencies = frequencies_;
+  form.frequencies.insert(form.frequencies.end(), frequencies_.begin(), frequencies_.end());
+  form.waves.assign(2 * number, 0);
+  std::fill_n(form.waves.begin(), number, uint8_t{1});
+  form.scale = static_cast<float>(1 / std::sqrt(2 * static_cast<double>(number)));
+  if (!mlp_.empty()) form.network = &mlp_;
+  return form;
+}
+
 MlpEncoder::MlpEncoder(SmallMlp mlp) : mlp_(std::move(mlp)) {
   if (mlp_.empty() || mlp_.in_features() != 1) {
     fail("pos_mlp.0.weight: expected 1 input (the position), got ", mlp_.empty() ? 0 : mlp_.in_features());
@@ -123,6 +155,14 @@ void MlpEncoder::encode(const double *positions, int64_t count, float *out) cons
     const float x = static_cast<float>(positions[p]);
     mlp_.forward(&x, out);
   }
+}
+
+EncoderForm MlpEncoder::form() const {
+  EncoderForm form;
+  form.frequencies = {1};
+  form.waves = {2};
+  form.network = &mlp_;
+  return form;
 }
 
 }  // namespace posattn

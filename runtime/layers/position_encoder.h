@@ -9,6 +9,39 @@
 
 namespace posattn {
 
+enum class Activation { gelu, relu, silu, tanh };
+
+// Linear layers with an activation between them, evaluated in f32 for a few numbers at a time.
+class SmallMlp {
+ public:
+  struct Layer {
+    Tensor weight;  // (out, in) f32
+    Tensor bias;    // (out) f32, or empty
+  };
+  SmallMlp() = default;
+  SmallMlp(std::vector<Layer> layers, Activation activation);
+  bool empty() const { return layers_.empty(); }
+  const std::vector<Layer> &layers() const { return layers_; }
+  Activation activation() const { return activation_; }
+  int64_t in_features() const { return layers_.front().weight.size(1); }
+  int64_t out_features() const { return layers_.back().weight.size(0); }
+  void forward(const float *x, float *y) const;  // one row
+
+ private:
+  std::vector<Layer> layers_;
+  Activation activation_ = Activation::gelu;
+};
+
+// What an encoder computes, as data, for those who compute it elsewhere: rows of a table, or for each channel
+// a wave of the position, all times a scale, and a network behind them.
+struct EncoderForm {
+  TensorView table;                 // (max_len, E) f32; a position outside of it is an Error
+  std::vector<double> frequencies;  // one a channel
+  std::vector<uint8_t> waves;       // 0 sine, 1 cosine, 2 the position itself
+  float scale = 1;
+  const SmallMlp *network = nullptr;
+};
+
 class PositionEncoder {
  public:
   virtual ~PositionEncoder() = default;
@@ -20,6 +53,8 @@ class PositionEncoder {
   // phi of the positions first, first + 1, ... as rows (count, dim) f32 that already lie in memory; empty if
   // they do not.
   virtual TensorView rows(int64_t first, int64_t count) const;
+  // Views into the encoder; without table and frequencies: it has no such form.
+  virtual EncoderForm form() const { return {}; }
 };
 
 // A learned table (max_len, E), e.g. symm-learning's pos_emb. A position that is no integer is truncated
@@ -32,6 +67,7 @@ class TableEncoder : public PositionEncoder {
   int64_t dim() const override { return table_.size(1); }
   void check(double position, const char *what) const override;
   void encode(const double *positions, int64_t count, float *out) const override;
+  EncoderForm form() const override;
   TensorView rows(int64_t first, int64_t count) const override;
 
  private:
@@ -48,31 +84,11 @@ class SinusoidalEncoder : public PositionEncoder {
   explicit SinusoidalEncoder(int64_t dim, Layout layout = Layout::interleaved, double base = 10000);
   int64_t dim() const override { return 2 * static_cast<int64_t>(frequencies_.size()); }
   void encode(const double *positions, int64_t count, float *out) const override;
+  EncoderForm form() const override;
 
  private:
   std::vector<double> frequencies_;
   Layout layout_;
-};
-
-enum class Activation { gelu, relu, silu, tanh };
-
-// Linear layers with an activation between them, evaluated in f32 for a few numbers at a time.
-class SmallMlp {
- public:
-  struct Layer {
-    Tensor weight;  // (out, in) f32
-    Tensor bias;    // (out) f32, or empty
-  };
-  SmallMlp() = default;
-  SmallMlp(std::vector<Layer> layers, Activation activation);
-  bool empty() const { return layers_.empty(); }
-  int64_t in_features() const { return layers_.front().weight.size(1); }
-  int64_t out_features() const { return layers_.back().weight.size(0); }
-  void forward(const float *x, float *y) const;  // one row
-
- private:
-  std::vector<Layer> layers_;
-  Activation activation_ = Activation::gelu;
 };
 
 // Learned Fourier features (Li et al. 2021, arXiv:2106.02795): (cos(p * f), sin(p * f)) / sqrt(2 * F) for the
@@ -82,6 +98,7 @@ class FourierEncoder : public PositionEncoder {
   explicit FourierEncoder(const TensorView &frequencies /*(F) or (F, 1)*/, SmallMlp mlp = {});
   int64_t dim() const override;
   void encode(const double *positions, int64_t count, float *out) const override;
+  EncoderForm form() const override;
 
  private:
   std::vector<double> frequencies_;
@@ -94,6 +111,7 @@ class MlpEncoder : public PositionEncoder {
   explicit MlpEncoder(SmallMlp mlp);
   int64_t dim() const override { return mlp_.out_features(); }
   void encode(const double *positions, int64_t count, float *out) const override;
+  EncoderForm form() const override;
 
  private:
   SmallMlp mlp_;

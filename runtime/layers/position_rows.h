@@ -6,8 +6,10 @@
 
 namespace posattn {
 
-// Throws Error unless `view` is (P), (1, P) or (B, P) with P = tokens, of an allowed type, and finite.
-void check_positions(const TensorView &view, const char *what, int64_t batch, int64_t tokens);
+// Throws Error unless `view` is (P), (1, P) or (B, P) with P = tokens, of an allowed type, and, if `values`
+// may be read, finite.
+void check_positions(const TensorView &view, const char *what, int64_t batch, int64_t tokens,
+                     bool values = true);
 void check_position_mask(const TensorView &view, const char *what, int64_t batch, int64_t tokens);
 
 // The last `count` of `tokens` columns.

@@ -29,12 +29,13 @@ ForwardResult PositionalAttentionBase::forward(const ForwardArgs &args) const {
     result.lse = Tensor(DType::f32, {batch, num_heads(), queries});
     outputs.lse = result.lse;
   }
-  forward_into(args, outputs);
+  forward_from_host(args, outputs);
   return result;
 }
 
-KvCache PositionalAttentionBase::make_cache(int64_t batch, int64_t capacity, CacheFormat format) const {
-  return KvCache(batch, num_kv_heads(), head_dim(), head_dim(), capacity, dtype(), format);
+std::unique_ptr<KvCacheBase> PositionalAttentionBase::make_cache(int64_t batch, int64_t capacity,
+                                                                 CacheFormat format) const {
+  return std::make_unique<KvCache>(batch, num_kv_heads(), head_dim(), head_dim(), capacity, dtype(), format);
 }
 
 }  // namespace posattn

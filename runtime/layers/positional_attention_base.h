@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -12,6 +13,8 @@
 #include "runtime/tensor.h"
 
 namespace posattn {
+
+struct CudaCall;  // runtime/cuda/layers.h
 
 // What may be asked of any layer, besides the streams. Tk counts all keys, cached ones included. Everything
 // composes; a layer ignores the arguments that its branches do not use.
@@ -41,8 +44,11 @@ struct ForwardOptions {
 
   // New keys and values are appended to the cache, then all of it is attended to. If anything is wrong, a
   // full cache for one, an Error leaves it as it was.
-  KvCache *cache = nullptr;
+  KvCacheBase *cache = nullptr;
   Scratch *scratch = nullptr;  // optional; keeps intermediate memory from call to call
+  // Of layers on a GPU: the stream and workspace of forward_into(). None: the default stream of the layer's
+  // GPU, and a workspace from its memory pool.
+  const CudaCall *cuda = nullptr;
 };
 
 struct ForwardArgs : ForwardOptions {
@@ -67,9 +73,16 @@ class PositionalAttentionBase {
  public:
   virtual ~PositionalAttentionBase() = default;
 
-  // Throws Error, before anything is written, for every argument that does not fit.
+  // Throws Error, before anything is written, for every argument that does not fit. All tensors are where the
+  // layer is; on a GPU the call is put onto its stream, as runtime/cuda/layers.h says.
   virtual void forward_into(const ForwardArgs &args, const ForwardOutputs &outputs) const = 0;
+  // With all tensors on the host, wherever the layer is. With one on a GPU they are copied there and back.
   ForwardResult forward(const ForwardArgs &args) const;
+  virtual void forward_from_host(const ForwardArgs &args, const ForwardOutputs &outputs) const {
+    forward_into(args, outputs);
+  }
+  // Bytes of workspace that such a call of a layer on a GPU needs.
+  virtual size_t workspace_size(const ForwardArgs &) const { return 0; }
 
   virtual int64_t embed_dim() const = 0;
   virtual int64_t key_dim() const { return embed_dim(); }    // kdim: channels of the key stream
@@ -81,7 +94,9 @@ class PositionalAttentionBase {
   virtual std::string branches() const { return "none"; }  // for people, e.g. "relative+rope"
 
   int64_t head_dim() const { return embed_dim() / num_heads(); }
-  KvCache make_cache(int64_t batch, int64_t capacity, CacheFormat format = CacheFormat::exact) const;
+  // Where the layer is. CacheFormat::int8: see KvCache.
+  virtual std::unique_ptr<KvCacheBase> make_cache(int64_t batch, int64_t capacity,
+                                                  CacheFormat format = CacheFormat::exact) const;
 };
 
 }  // namespace posattn

@@ -4,8 +4,8 @@
 #include <initializer_list>
 #include <optional>
 
+#include "runtime/layers/layer_steps.h"
 #include "runtime/layers/layer_weights.h"
-#include "runtime/layers/scratch.h"
 #include "runtime/linear.h"
 
 namespace posattn {
@@ -29,20 +29,19 @@ struct Projected {
   MutableTensorView query, key, value;
 };
 
+// Streams that are one tensor, with one addend, share one product.
+Projected project(const Streams &streams, const LayerDims &dims, LayerSteps &steps);
+
+// The linear maps on a CPU.
 class Projections {
  public:
   Projections(const LayerWeights &weights, DType type);
-  // Streams that are one tensor, with one addend, share one product.
-  Projected project(const Streams &streams, Scratch &scratch) const;
+  // Of query, key and value the parts [first, last), which must read streams of as many channels.
+  void forward(int first, int last, const TensorView &x, const TensorView &addend,
+               const MutableTensorView &y) const;
 
  private:
-  MutableTensorView product(int first, int last, const TensorView &x, const TensorView &addend,
-                            Scratch &scratch) const;
-  MutableTensorView part(int part, int first, const MutableTensorView &product) const;
-
-  DType type_;
-  int64_t begin_[4];                    // rows of query, key and value in the stacked weight, and its end
-  std::optional<Linear> linear_[3][4];  // [first][last]: parts [first, last) stacked, where they can be
+  std::optional<Linear> linear_[3][4];  // [first][last]: parts stacked, where they can be
 };
 
 }  // namespace posattn

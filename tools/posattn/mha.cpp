@@ -1,6 +1,7 @@
 // posattn mha: an attention layer on a file of tensors.
 #include <memory>
 
+#include "runtime/cuda/layers.h"
 #include "runtime/error.h"
 #include "runtime/layers/attention_layer.h"
 #include "runtime/safetensors.h"
@@ -35,7 +36,6 @@ const char *bind_streams(Inputs &inputs, std::optional<DType> dtype, ForwardArgs
 }
 
 void run(const MhaOptions &options) {
-  if (options.machine.cuda) fail("--device cuda: layers do not run on GPUs yet, only attend does");
   options.machine.apply();
   Inputs inputs(options.in);
   ForwardArgs args;
@@ -51,13 +51,15 @@ void run(const MhaOptions &options) {
   layer_options.num_kv_heads = options.kv_heads;
   layer_options.dtype = args.query.dtype();
   layer_options.add_zero_attn = options.add_zero_attn;
+  const CudaDevice gpu;
+  if (options.machine.cuda) layer_options.device = &gpu;
   const int64_t embed_dim = weights.query.size(0);
   if (embed_dim % options.heads)
     fail("--heads: expected a divisor of the layer's ", embed_dim, " channels, got ", options.heads);
   const AttentionLayer layer(
       weights, layer_options,
       inputs.positions(options, file, options.prefix, {embed_dim, options.heads, embed_dim / options.heads}));
-  const ForwardResult result = layer.forward(args);
+  const ForwardResult result = layer.forward(args);  // on a GPU, copied there and back
 
   save_results(options.out, inputs.get(name).dtype(), result.out, result.weights, result.lse);
   inputs.report_unused();

@@ -1,0 +1,189 @@
+#include "runtime/cuda/linear.h"
+
+#include <algorithm>
+#include <array>
+
+#include "runtime/cuda/blas.h"
+#include "runtime/error.h"
+
+namespace posattn::cuda {
+namespace {
+
+// Plans of a map that are kept: many lengths of a sequence, and not all that a server ever sees.
+constexpr size_t kMostPlans = 512;
+
+int blas_type(DType type) {
+  return type == DType::f32 ? kBlasFloat32 : type == DType::bf16 ? kBlasBFloat16 : kBlasFloat16;
+}
+
+// Tokens of a view (B, T, channels) as columns of a matrix, as cuBLASLt sees it, or of one for each batch.
+struct Columns {
+  int64_t batches, count, step, batch_step;
+};
+Columns columns_of(const TensorView &view) {
+  const int64_t B = view.size(0), T = view.size(1);
+  const int64_t token = T > 1 ? view.stride(1) : view.size(2), batch = B > 1 ? view.stride(0) : T * token;
+  return {B, T, token, batch};
+}
+bool is_one_matrix(const Columns &c) {
+  return c.batches == 1 || c.count == 1 || c.batch_step == c.count * c.step;
+}
+Columns as_one_matrix(const Columns &c) {
+  const int64_t step = c.count == 1 && c.batches > 1 ? c.batch_step : c.step;
+  return {1, c.batches * c.count, step, 0};
+}
+
+// Largest power of two, up to 256, that the address is a multiple of.
+uint32_t alignment_of(const void *data) {
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(data) | 256;
+  return static_cast<uint32_t>(bits & (~bits + 1));
+}
+
+}  // namespace
+
+struct CudaLinear::Key {
+  Columns x, y;
+  int64_t begin, end;
+  uint32_t x_alignment, y_alignment;
+  const ContextState *context;
+  auto tie() const {
+    return std::array<int64_t, 13>{x.batches,
+                                   x.count,
+                                   x.step,
+                                   x.batch_step,
+                                   y.batches,
+                                   y.count,
+                                   y.step,
+                                   y.batch_step,
+                                   begin,
+                                   end,
+                                   x_alignment,
+                                   y_alignment,
+                                   static_cast<int64_t>(reinterpret_cast<intptr_t>(context))};
+  }
+  bool operator<(const Key &other) const { return tie() < other.tie(); }
+};
+
+struct CudaLinear::Plan {
+  BlasDesc desc = nullptr;
+  BlasLayout weight = nullptr, x = nullptr, y = nullptr;
+  BlasHeuristic chosen = {};
+
+  Plan() = default;
+  Plan(const Plan &) = delete;
+  Plan &operator=(const Plan &) = delete;
+  ~Plan() {
+    const Blas &b = blas();
+    if (desc) b.MatmulDescDestroy(desc);
+    for (BlasLayout layout : {weight, x, y}) {
+      if (layout) b.MatrixLayoutDestroy(layout);
+    }
+  }
+};
+
+struct CudaLinear::Plans {
+  std::mutex mutex;
+  std::map<Key, std::shared_ptr<const Plan>> by_key;
+};
+
+CudaLinear::CudaLinear(const std::vector<Part> &parts, DType type, const CudaStream &stream)
+    : type_(type), plans_(std::make_shared<Plans>()) {
+  in_ = parts.front().weight.size(1);
+  for (const Part &part : parts) {
+    out_ += part.weight.size(0);
+    biased_ |= !part.bias.empty();
+  }
+  const Tensor weight(type, {out_, in_}), bias(type, {out_});  // zero where a part has none
+  int64_t row = 0;
+  for (const Part &part : parts) {
+    const int64_t end = row + part.weight.size(0);
+    copy(part.weight, weight.view().slice(0, row, end));
+    if (!part.bias.empty()) copy(part.bias, bias.view().slice(0, row, end));
+    row = end;
+  }
+  const auto upload = [&](const Tensor &host) {
+    const size_t bytes = static_cast<size_t>(host.view().num_elements() * size_of(type));
+    CudaMemory memory(bytes, stream);
+    copy_to_cuda(memory.data(), host.view().data(), bytes, stream);
+    return memory;
+  };
+  weight_ = upload(weight);
+  if (biased_) bias_ = upload(bias);
+  // Found now, not in the middle of a call or a capture.
+  const Scope scope(stream);
+  blas_handle(scope.context());
+}
+
+std::shared_ptr<const CudaLinear::Plan> CudaLinear::plan_for(const Key &key, const Scope &scope) const {
+  const std::lock_guard<std::mutex> lock(plans_->mutex);
+  std::shared_ptr<const Plan> &known = plans_->by_key[key];
+  if (known) return known;
+  const Blas &b = blas();
+  const auto plan = std::make_shared<Plan>();
+  const int type = blas_type(type_);
+  // Column by column, y^T = W x^T + b: the weight's rows are columns of W^T.
+  check_blas(b.MatmulDescCreate(&plan->desc, kComputeFloat32, kBlasFloat32), "a product");
+  const int transposed = kTransposed;
+  check_blas(b.MatmulDescSetAttribute(plan->desc, kDescTransposeA, &transposed, sizeof(transposed)), "W^T");
+  const char *const bias = static_cast<const char *>(bias_.data()) + key.begin * size_of(type_);
+  if (biased_) {
+    const int epilogue = kEpilogueBias;
+    check_blas(b.MatmulDescSetAttribute(plan->desc, kDescEpilogue, &epilogue, sizeof(epilogue)), "a bias");
+    check_blas(b.MatmulDescSetAttribute(plan->desc, kDescBiasPointer, &bias, sizeof(bias)), "a bias");
+  }
+  const int64_t out = key.end - key.begin;
+  const auto layout = [&](BlasLayout &of, int64_t rows, const Columns &c) {
+    check_blas(
+        b.MatrixLayoutCreate(&of, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(c.count), c.step),
+        "a matrix");
+    if (key.x.batches == 1) return;
+    const auto batches = static_cast<int32_t>(key.x.batches);
+    check_blas(b.MatrixLayoutSetAttribute(of, kLayoutBatches, &batches, sizeof(batches)), "batches");
+    check_blas(b.MatrixLayoutSetAttribute(of, kLayoutBatchStride, &c.batch_step, sizeof(c.batch_step)),
+               "batches");
+  };
+  layout(plan->weight, in_, {1, out, in_, 0});
+  layout(plan->x, in_, key.x);
+  layout(plan->y, out, key.y);
+
+  BlasPreference preference = nullptr;
+  check_blas(b.MatmulPreferenceCreate(&preference), "a preference");
+  const uint64_t workspace = kWorkspace;
+  b.MatmulPreferenceSetAttribute(preference, kPreferWorkspace, &workspace, sizeof(workspace));
+  const void *const weight = static_cast<const char *>(weight_.data()) + key.begin * in_ * size_of(type_);
+  const uint32_t alignments[] = {alignment_of(weight), key.x_alignment, key.y_alignment, key.y_alignment};
+  for (int i = 0; i < 4; ++i) {
+    b.MatmulPreferenceSetAttribute(preference, kPreferAlignmentA + i, &alignments[i], sizeof(uint32_t));
+  }
+  int found = 0;
+  const BlasStatus status =
+      b.MatmulAlgoGetHeuristic(blas_handle(scope.context()), plan->desc, plan->weight, plan->x, plan->y,
+                               plan->y, preference, 1, &plan->chosen, &found);
+  b.MatmulPreferenceDestroy(preference);
+  check_blas(status, "choosing an algorithm");
+  if (found == 0) fail("cuda: cuBLASLt has no algorithm for a product of this shape");
+  // Calls that use the others hold them.
+  if (plans_->by_key.size() > kMostPlans) {
+    plans_->by_key.clear();
+    return plans_->by_key[key] = plan;
+  }
+  return known = plan;
+}
+
+void CudaLinear::forward(const TensorView &x, const MutableTensorView &y, int64_t begin, int64_t end,
+                         const Scope &scope, void *workspace) const {
+  Columns from = columns_of(x), to = columns_of(y);
+  if (is_one_matrix(from) && is_one_matrix(to)) from = as_one_matrix(from), to = as_one_matrix(to);
+  const Key key{from, to, begin, end, alignment_of(x.data()), alignment_of(y.data()), &scope.context()};
+  const std::shared_ptr<const Plan> plan = plan_for(key, scope);
+  const void *const weight = static_cast<const char *>(weight_.data()) + begin * in_ * size_of(type_);
+  const float one = 1, zero = 0;
+  // Its kernels are loaded when they are first launched.
+  const OutsideOfCapture outside;
+  check_blas(blas().Matmul(blas_handle(scope.context()), plan->desc, &one, weight, plan->weight, x.data(),
+                           plan->x, &zero, y.data(), plan->y, y.data(), plan->y, &plan->chosen.algo,
+                           workspace, plan->chosen.workspace_size, scope.stream()),
+             "multiplying");
+}
+
+}  // namespace posattn::cuda

@@ -1,0 +1,27 @@
+// A table of functions in place of NVIDIA's driver, and one in place of cuBLASLt, which remember what they
+// are asked for. Memory of the GPU is memory of the host; kernels do nothing.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "runtime/cuda/blas.h"
+#include "runtime/cuda/driver.h"
+
+namespace posattn::oracle {
+
+struct Asked {
+  int capability = 80, launches = 0, modules = 0, largest_shared = 0, products = 0, allocations = 0;
+  bool known_addresses = true;
+  cuda::Result launch_result = cuda::kSuccess;
+  cuda::BlasStatus blas_result = 0;
+  std::set<cuda::Stream> streams;
+};
+extern Asked asked;
+
+cuda::Driver fake_driver();
+// Its products do nothing.
+cuda::Blas fake_blas();
+
+}  // namespace posattn::oracle
