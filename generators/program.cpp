@@ -92,7 +92,8 @@ void describe(const TuningSpace &space, const ProgramArguments &arguments) {
     shapes.push_back({{"name", shape.name},
                       {"max_queries", shape.max_queries},
                       {"max_keys", shape.max_keys},
-                      {"timed", timed}});
+                      {"timed", timed},
+                      {"most", ordered_json(shape.most)}});
   }
   const TuningPoint point = point_of(space, arguments);
   const ordered_json all = {

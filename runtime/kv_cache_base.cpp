@@ -3,11 +3,6 @@
 #include "runtime/error.h"
 
 namespace posattn {
-namespace {
-
-constexpr int64_t kMaxHeadDim = 256;
-
-}  // namespace
 
 KvCacheBase::KvCacheBase(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t value_dim,
                          int64_t capacity, DType type)

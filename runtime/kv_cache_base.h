@@ -39,6 +39,8 @@ class KvCacheBase {
   void clear() { truncate(0); }
 
  protected:
+  static constexpr int64_t kMaxHeadDim = 256;
+
   // Any type of float32, bfloat16 and float16; head_dim of the keys, value_dim of the values.
   KvCacheBase(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int64_t capacity,
               DType type);

@@ -34,7 +34,12 @@ TuningSpace attention_tuning_space(const Machine &machine, int head_dim, bool de
   if (decode) {
     const int widest = std::min(head_dim, (registers(machine) - 4) * lanes);
     space.parameters.push_back({"single_row_channels", hand.single_row_channels, lanes, widest, lanes});
-    space.shapes = {{"short", 0, 2048, {{{"heads", 32}, {"keys", 256}}, {{"heads", 16}, {"keys", 1024}}}},
+    // Threads share a call by blocks of keys: few of them would pay on one thread, and cost on many.
+    space.shapes = {{"short",
+                     0,
+                     2048,
+                     {{{"heads", 32}, {"keys", 256}}, {{"heads", 16}, {"keys", 1024}}},
+                     {{"key_block", 512}}},
                     {"long", 0, 0, {{{"heads", 8}, {"keys", 4096}}, {{"heads", 8}, {"keys", 16384}}}}};
   } else {
     // Tiles are computed whole, and a block holds no more rows than it says.

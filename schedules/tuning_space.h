@@ -32,6 +32,7 @@ struct ShapeClass {
   std::string name;
   int max_queries, max_keys;  // 0: any. One class must take every call
   std::vector<TimedCall> timed;
+  TuningPoint most = {};  // of parameters that shall be no larger in this class
 };
 
 struct TuningSpace {

@@ -141,8 +141,8 @@ class SpaceTest(TuningTest):
         kernel = kernels.Kernel("prefill", 64, "f32", "avx2")
         generator = kernels.Generator(kernels.Manifest(MANIFEST), kernel)
         space = generator.space()
-        by_hand = space.by_hand()
-        self.assertEqual(generator.infeasible(by_hand), "")
+        by_hand, shape = space.by_hand(), space.shapes["long"]
+        self.assertEqual(generator.infeasible(by_hand, shape), "")
         numbers = space.numbers(by_hand)
         self.assertEqual(space.point(lambda p: numbers[p.label]), by_hand)
         self.assertIsNone(space.numbers(by_hand | {"row_chunk": by_hand["row_chunk"] + 1}))
@@ -150,10 +150,17 @@ class SpaceTest(TuningTest):
         self.assertIsNone(space.numbers(by_hand | {"unheard_of": 1}))
         # Pruned before they are built, and refused by whoever builds them nevertheless.
         tall = by_hand | {"tile_rows": 8, "row_chunk": 48, "query_block": 48}
-        self.assertIn("of 16 registers", generator.infeasible(tall))
+        self.assertIn("of 16 registers", generator.infeasible(tall, shape))
         with self.assertRaisesRegex(kernels.BuildFailed, "of 16 registers"):
             generator.archive(tall, "tall", self.folder)
-        self.assertIn("does not divide", generator.infeasible(by_hand | {"tile_channels": 24}))
+        self.assertIn("does not divide", generator.infeasible(by_hand | {"tile_channels": 24}, shape))
+
+    def test_a_class_narrows_the_ranges(self):
+        generator = kernels.Generator(kernels.Manifest(MANIFEST), kernels.Kernel("decode", 64, "f32", "avx2"))
+        space = generator.space()
+        large = space.by_hand() | {"key_block": 1024}
+        self.assertEqual(generator.infeasible(large, space.shapes["long"]), "")
+        self.assertIn("key_block is more than 512", generator.infeasible(large, space.shapes["short"]))
 
     def test_pictures(self):
         """Of a search that is made up: what Optuna draws is its own matter."""

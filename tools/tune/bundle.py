@@ -30,7 +30,7 @@ def _candidates(subject, generator, count, seed, results):
             break
         trial = study.ask()
         point = space.point(lambda p: trial.suggest_int(p.label, p.low, p.high, step=p.step))
-        if generator.infeasible(point):
+        if generator.infeasible(point, subject.shape):
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         elif point not in points and point not in known:
             points.append(point)  # its trial stays open: the next ones keep away from it

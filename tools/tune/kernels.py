@@ -148,8 +148,11 @@ class Generator:
             raise Failed(f"the values of {self._generator} that were chosen by hand are not in its own range")
         return space
 
-    def infeasible(self, point):
-        """Why a point is not worth building; "" if it is."""
+    def infeasible(self, point, shape):
+        """Why a point is not worth building for this class of shapes; "" if it is."""
+        for name, most in shape["most"].items():
+            if point[name] > most:
+                return f"{name} is more than {most}"
         return self._describe(point)["infeasible"]
 
     def archive(self, point, symbol, folder):

@@ -51,15 +51,18 @@ def count_measured(study):
     return sum(map(_measured, study.get_trials(deepcopy=False)))
 
 
-def best_points(study, space, count):
+def best_points(study, subject, generator, count):
     """Of all processes of the study, the best first."""
     complete = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE]
     points = []
     for trial in sorted(complete, key=lambda trial: trial.value):
-        point = space.point(lambda p: trial.params[p.label])
-        if point not in points:
+        point = subject.space.point(lambda p: trial.params[p.label])
+        # Rules may have come since it was measured.
+        if point not in points and not generator.infeasible(point, subject.shape):
             points.append(point)
-    return points[:count]
+        if len(points) == count:
+            break
+    return points
 
 
 def import_records(study, subject, results):
@@ -114,7 +117,7 @@ class Search:
         point = self._subject.space.point(
             lambda p: trial.suggest_int(p.label, p.low, p.high, step=p.step)
         )
-        reason = self._generator.infeasible(point)
+        reason = self._generator.infeasible(point, self._subject.shape)
         if reason:
             trial.set_user_attr("infeasible", reason)
             self._study.tell(trial, state=pruned)

@@ -144,19 +144,19 @@ class Session:
         return good
 
 
-def _finals(session, subject, study, workbench):
+def _finals(session, subject, generator, study, workbench):
     """Measures the best candidates once more, for longer and without luck's help, and writes down the winner."""
     args = session.args
     options = measuring.Options(4 * args.seconds, args.timeout, launcher=args.launcher)
     finals = records.Results(subject, session.read(subject), "final")
-    for point in search.best_points(study, subject.space, args.finals):
+    for point in search.best_points(study, subject, generator, args.finals):
         if finals.score(point) is None and not finals.failure(point):
             built = workbench.build(point)
             for index in range(len(subject.shape["timed"])):
                 if workbench.measure(point, built, index, "final", options)["outcome"] != "ok":
                     break
     finals = records.Results(subject, session.read(subject), "final")
-    point, gain = tuned.choose(subject, finals)
+    point, gain = tuned.choose(subject, generator, finals)
     path = session.tuned / f"{subject.kernel.target}.json"
     tuned.write(path, subject, point, gain, search.count_measured(study))
     text = " ".join(f"{name}={value}" for name, value in point.items())
@@ -186,7 +186,7 @@ def _run(session):
             search.Search(study, subject, generator, workbench, path, bar).run(args.candidates)
             bar.close()
             if not args.search_only:
-                _finals(session, subject, study, workbench)
+                _finals(session, subject, generator, study, workbench)
         finally:
             bar.close()
             workbench.close()
@@ -214,7 +214,8 @@ def _collect(session):
     incoming, complaints = records.read(path)
     for complaint in complaints:
         _say(f"ignored: {complaint}")
-    subjects = [subject for subject, _ in session.subjects()]
+    generators = dict(session.subjects())
+    subjects = list(generators)
     reasons, added = {}, 0
     for record in incoming:
         why = {subject: subject.why_not(record) for subject in subjects}
@@ -234,7 +235,7 @@ def _collect(session):
     for subject in subjects:
         results = records.Results(subject, session.read(subject))
         if results.ranked():
-            point, gain = tuned.choose(subject, results)
+            point, gain = tuned.choose(subject, generators[subject], results)
             tuned.write(session.tuned / f"{subject.kernel.target}.json", subject, point, gain, len(results.points()))
             print(f"{subject.kernel} {subject.shape['name']}: {gain:.3f} x by hand with {point}")
     if reasons:

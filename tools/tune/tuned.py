@@ -9,11 +9,13 @@ import records
 LEAST_GAIN = 1.01  # less is noise: the values chosen by hand stay
 
 
-def choose(subject, finals):
+def choose(subject, generator, finals):
     """(point, gain over the values chosen by hand) by the results of the last round."""
-    ranked = finals.ranked()
-    if ranked and 1 / ranked[0][0] >= LEAST_GAIN:
-        return ranked[0][1], 1 / ranked[0][0]
+    for score, point in finals.ranked():
+        if 1 / score < LEAST_GAIN:
+            break
+        if not generator.infeasible(point, subject.shape):
+            return point, 1 / score
     return subject.space.by_hand(), 1.0
 
 
