@@ -98,8 +98,7 @@ def main():
     run_row = {
         "kind": "run", "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(0), "driver": driver_version(), "torch": torch.__version__,
-        "commit": options.commit, "command": "python3 bench/gpu_layers.py " + " ".join(sys.argv[2:]),
-        "rounds": options.rounds,
+        "commit": options.commit, "command": f"python3 bench/gpu_layers.py LIBRARY --rounds {options.rounds}",
     }  # fmt: skip
     rows, ratios = [run_row], []
     stream = torch.cuda.current_stream()

@@ -78,8 +78,9 @@ TuningSpace tensor_tuning_space(bool hopper, int head_dim, TensorScores scores) 
     space.parameters.push_back({"row_tiles", hand.row_tiles, 1, 2});
     space.parameters.push_back({"shared_queries", hand.shared_queries, 0, 1});
   }
-  // As many rows in all, whatever their length.
-  space.shapes = {{"short",
+  // As many rows in all, whatever their length; and batches of sequences that are shorter than a tile.
+  space.shapes = {{"tiny", 64, 64, {{{"batch", 512}, {"heads", 6}, {"queries", 15}}}},
+                  {"short",
                    1024,
                    1024,
                    {{{"batch", 16}, {"heads", 16}, {"queries", 512}},

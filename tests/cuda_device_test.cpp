@@ -223,9 +223,11 @@ TEST_F(OnDevice, ThreadsShareALayer) {
     expected.push_back(std::move(layer.forward(args).out));
   }
   std::vector<CudaStream> streams;
+  streams.reserve(kThreads);
   for (int i = 0; i < kThreads; ++i) streams.push_back(make_stream());
   std::vector<int> wrong(kThreads, 0);
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int i = 0; i < kThreads; ++i) {
     threads.emplace_back([&, i] {
       const auto at = static_cast<size_t>(i);

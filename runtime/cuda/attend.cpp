@@ -23,6 +23,8 @@ constexpr uintptr_t kVectorBytes = 16;  // that decoding, or copying a tile, loa
 // block of threads then (480 -> 640 TFLOP/s at 16384 keys on an H100).
 constexpr int64_t kManyCausalKeys = 8192;
 constexpr int32_t kBlockForEachTile = 1 << 24;
+// Up to so many queries a sequence is one tile, of which a multiprocessor has several at a time.
+constexpr int64_t kFewestSharedQueries = 64;
 constexpr uintptr_t kWorkspaceAlignment = 256;  // as all of the driver's memory has
 
 Address address(const void *data) { return reinterpret_cast<Address>(data); }
@@ -435,7 +437,8 @@ class Attend {
     KernelCall call(kernel, launch_);
     bind_scores(call, all, first_query, 1);
     const bool long_rows = args_.causal != Causal::none && shape_.keys >= kManyCausalKeys;
-    call.set("blocks", long_rows ? kBlockForEachTile : launch_.context->multiprocessors());
+    const bool short_rows = shape_.queries <= kFewestSharedQueries;
+    call.set("blocks", long_rows || short_rows ? kBlockForEachTile : launch_.context->multiprocessors());
     call.set("k", all.k).set("v", all.v).set("out", all.out).set("lse", all.lse);
     TensorMap maps[3];
     int count = 0;

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "runtime/error.h"
 
@@ -16,6 +17,7 @@ struct Known {
 ContextState &state_of(Context context) {
   static std::mutex *const mutex = new std::mutex;
   static auto *const all = new std::map<std::pair<const Driver *, Context>, Known>;
+  static auto *const retired = new std::vector<std::unique_ptr<ContextState>>;
   const Driver &d = driver();
   // A new context may come to lie where an old one was.
   unsigned long long id = 0;
@@ -26,7 +28,7 @@ ContextState &state_of(Context context) {
     Device device = 0;
     check(d.CtxGetDevice(&device), "the context's GPU");
     // Kept, if there was one: another thread may still hold it.
-    static_cast<void>(known.state.release());
+    if (known.state) retired->push_back(std::move(known.state));
     known.id = id;
     known.state = std::make_unique<ContextState>(context, device);
   }

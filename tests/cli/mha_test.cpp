@@ -5,6 +5,7 @@
 #include "runtime/safetensors.h"
 #include "tests/check.h"
 #include "tests/cli/runner.h"
+#include "tests/device.h"
 
 namespace posattn::cli_test {
 namespace {
@@ -54,6 +55,7 @@ struct Fixture {
 
   AttentionLayer make_layer(const PositionSet &positions = {}, DType type = DType::f32) const {
     LayerOptions options;
+    options.device = oracle::layer_device();
     options.num_heads = kHeads;
     options.dtype = type;
     return AttentionLayer(find_layer_weights(SafeTensors::open(layer)), options, positions);
@@ -73,6 +75,7 @@ struct Fixture {
     const std::string out = folder.path("out");
     arguments.insert(arguments.begin(), {"mha", layer_file.empty() ? layer : layer_file,
                                          in_file.empty() ? in : in_file, "-o", out, "--heads", "4"});
+    if (oracle::on_cuda()) arguments.insert(arguments.end(), {"--device", "cuda"});
     const Finished finished = posattn(arguments);
     ASSERT_EQ(finished.exit_code, 0) << finished.err;
     EXPECT_EQ(finished.out + finished.err, "");
