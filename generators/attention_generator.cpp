@@ -136,8 +136,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       }
       f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
       Expr whole = f.product(lane, f.tiles, row, block, row_block, head, batch);
-      if (int8_cache)
-        whole *= (*key_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
+      if (int8_cache) whole *= (*key_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
       f.score(lane, f.tiles, row, block, row_block, head, batch) =
           scaled(whole, tiling.key(lane, f.tiles, block));
     }

@@ -37,10 +37,10 @@ class Packing {
     return half(values(d, tile * words + x % words, rest...), x / words);
   }
 
-  // sum + low * low + high * high of two words of bfloat16, in the order and with the rounding of the machine's
-  // instruction, which takes denormal operands and results for zero. It is a function of Halide's own runtime
-  // that only exists for whole vectors. An operand that is the same for all lanes comes last: the instruction
-  // then broadcasts it from memory.
+  // sum + low * low + high * high of two words of bfloat16, in the order and with the rounding of the
+  // machine's instruction, which takes denormal operands and results for zero. It is a function of Halide's
+  // own runtime that only exists for whole vectors. An operand that is the same for all lanes comes last: the
+  // instruction then broadcasts it from memory.
   static Halide::Expr dot(const Halide::Expr &sum, const Halide::Expr &word, const Halide::Expr &same) {
     using namespace Halide;
     return Internal::Call::make(Float(32), "dpbf16ps", {sum, word, same}, Internal::Call::PureExtern);

@@ -10,9 +10,9 @@ namespace posattn {
 enum class CacheFormat {
   exact,  // bit by bit
   // Each row of a key or a value, of one token and head, as 8-bit integers and one float32 scale, its largest
-  // magnitude / 127: a quarter of the memory of float32, and of what decoding reads. Elements are off by at most
-  // half a scale, and attention is otherwise as exact as ever. A row that holds a NaN or an infinity reads as NaN;
-  // one without any magnitude above 1e-30 as zeros.
+  // magnitude / 127: a quarter of the memory of float32, and of what decoding reads. Elements are off by at
+  // most half a scale, and attention is otherwise as exact as ever. A row that holds a NaN or an infinity
+  // reads as NaN; one without any magnitude above 1e-30 as zeros.
   int8,
 };
 
@@ -23,9 +23,9 @@ enum class CacheFormat {
 class KvCache {
  public:
   // Any type of float32, bfloat16 and float16; head_dim of the keys, value_dim of the values. The layout is
-  // that of the target in use now: attend() goes on with that target. CacheFormat::int8 takes float32 only, and a
-  // program that links kernels of the kinds prefill_i8 and decode_i8 (//kernels:int8_cache); attention weights
-  // cannot be had from it.
+  // that of the target in use now: attend() goes on with that target. CacheFormat::int8 takes float32 only,
+  // and a program that links kernels of the kinds prefill_i8 and decode_i8 (//kernels:int8_cache); attention
+  // weights cannot be had from it.
   KvCache(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int64_t capacity, DType type,
           CacheFormat format = CacheFormat::exact);
 

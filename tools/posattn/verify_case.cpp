@@ -20,9 +20,7 @@ using oracle::Random;
 
 bool is(const KernelInfo &kernel, const char *kind) { return std::string(kernel.kind) == kind; }
 
-bool reads_int8(const KernelInfo &kernel) {
-  return is(kernel, "prefill_i8") || is(kernel, "decode_i8");
-}
+bool reads_int8(const KernelInfo &kernel) { return is(kernel, "prefill_i8") || is(kernel, "decode_i8"); }
 
 // The type of calls that run this kernel: its own, except that tables of offsets are float32 for all types,
 // and a target may have attention of another type only.
@@ -177,8 +175,8 @@ std::string why_not(const KernelInfo &kernel) {
   for (const std::string &name : branch_names(kernel))
     if (name != "relative" && name != "alibi" && name != "t5")
       return "no formula in float64 for branch " + name;
-  for (const char *kind : {"prefill", "prefill_i8", "decode", "decode_i8", "merge", "weights", "offsets", "pack_keys", "pack_values",
-                           "rotary", "projection"})
+  for (const char *kind : {"prefill", "prefill_i8", "decode", "decode_i8", "merge", "weights", "offsets",
+                           "pack_keys", "pack_values", "rotary", "projection"})
     if (is(kernel, kind)) return "";
   return "nothing to compute for kind " + std::string(kernel.kind);
 }
