@@ -57,7 +57,7 @@ class Packing {
     using namespace Halide;
     return reinterpret<int32_t>(cast<uint32_t>(low) | (cast<uint32_t>(high) << 16));
   }
-  // Two numbers that are not negative, rounded to bfloat16. Halves go down, which is an operation instead of
+  // Two numbers, rounded to bfloat16. Halves go towards zero, which is an operation instead of
   // four (and where they went up, Halide would find a rounding shift that x86 does not have); a NaN stays
   // one.
   static Halide::Expr rounded_word(const Halide::Expr &low, const Halide::Expr &high) {

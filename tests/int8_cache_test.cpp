@@ -140,7 +140,8 @@ TEST(Int8Cache, AttentionIsExactForItsRows) {
     for (const int64_t head_dim : {64, 128, 41}) {
       for (const int64_t queries : {1, 3, 50}) {
         for (const std::vector<std::string> &branches : linked_branch_sets()) {
-          CaseSpec s = spec_of(++seed, queries, seed % 2 ? 75 : 700);
+          ++seed;
+          CaseSpec s = spec_of(seed, queries, seed % 2 ? 75 : 700);
           s.head_dim = head_dim;
           s.value_dim = seed % 3 ? head_dim : 37;
           s.causal = seed % 2 ? Causal::bottom_right : Causal::none;
