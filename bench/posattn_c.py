@@ -227,11 +227,15 @@ class Layer:
         out = torch.full_like(x, float("nan"))
         return self._forward(x, out, None), out
 
-    def decoding(self, prefix, x):
-        """(run, out): run() computes out of one more token x (1, 1, E) after those of prefix (1, T, E)."""
+    def decoding(self, prefix, x, int8=False):
+        """(run, out): run() computes out of one more token x (1, 1, E) after those of prefix (1, T, E).
+
+        int8: they are cached as 8-bit integers.
+        """
         length, out, cache = prefix.shape[1], torch.full_like(x, float("nan")), c_void_p()
         capacity = c_int64(length + 1)
-        self._library.call("cache_create_for_layer", self._layer, c_int64(1), capacity, byref(cache))
+        create = "cache_create_int8_for_layer" if int8 else "cache_create_for_layer"
+        self._library.call(create, self._layer, c_int64(1), capacity, byref(cache))
         self._forward(prefix, torch.empty_like(prefix), cache)()
         step = self._forward(x, out, cache)
         forget = self._library.run([], "cache_truncate", cache, c_int64(length))

@@ -23,6 +23,7 @@ class Work:
     amount: float  # floating-point operations, or bytes that must be read
     read: torch.Tensor | None = None  # what is read, where that is the limit
     plain: typing.Callable | None = None  # posattn without the bias
+    off: float = 0.0  # by how much posattn's result may be off beyond the rule, of the reference's largest magnitude
 
 
 @dataclasses.dataclass

@@ -50,7 +50,9 @@ def _decoder(layer, utils, prefix):
     return step
 
 
-def _decode(dtype):
+def _decode(dtype, int8=False):
+    """Against the original in this type and in float32. int8: with posattn's cache of 8-bit integers."""
+
     def build(library, threads):
         transformer, utils = _espnet()
         original = transformer.MultiHeadAttention(_EMBED_DIM, _HEADS).eval().to(dtype)
@@ -58,11 +60,17 @@ def _decode(dtype):
         prefix, x = (torch.randn(1, length, _EMBED_DIM).to(dtype) for length in (_CACHED, 1))
         exact = _decoder(copy.deepcopy(original).double(), utils, prefix.double())(x.double())
         theirs = _decoder(original, utils, prefix)
-        run, out = ours.decoding(prefix, x)
+        peers = {"espnet": lambda: theirs(x)}
+        if dtype != torch.float32:
+            in_f32 = _decoder(copy.deepcopy(original).float(), utils, prefix.float())
+            peers["espnet, f32"] = lambda: in_f32(x.float())
+        run, out = ours.decoding(prefix, x, int8)
         weights = sum(parameter.numel() for parameter in original.parameters())
-        amount = dtype.itemsize * (weights + 2 * _CACHED * _EMBED_DIM)
+        row = _EMBED_DIM + 4 * _HEADS if int8 else dtype.itemsize * _EMBED_DIM
+        amount = dtype.itemsize * weights + 2 * _CACHED * row
         read = in_huge_pages(torch.randn(amount // 4))
-        return Work(run, out, {"espnet": lambda: theirs(x)}, exact, lambda result: result, amount, read=read)
+        off = 0.02 if int8 else 0.0
+        return Work(run, out, peers, exact, lambda result: result, amount, read=read, off=off)
 
     return build
 
@@ -70,3 +78,5 @@ def _decode(dtype):
 for _dtype, _goal in ((torch.float32, 2.0), (torch.bfloat16, 3.5)):
     _group = f"{short(_dtype)} ESPnet decoding"
     add(_goal, [Row(_group, f"E{_EMBED_DIM} H{_HEADS} S{_CACHED}", _dtype, _decode(_dtype), unit="GB/s", quick=True)])
+_int8 = _decode(torch.float32, int8=True)
+add(2.0, [Row("f32 ESPnet decoding, int8 cache", f"E{_EMBED_DIM} H{_HEADS} S{_CACHED}", torch.float32, _int8, unit="GB/s")])

@@ -37,6 +37,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.on_tiles = on_tiles();
     f.on_dots = machine.dots && is_packed() && packing().pairs();
     const bool weights_in_words = f.on_tiles || f.on_dots;
+    const bool weights_in_two = f.on_dots && decode;
     // What values are multiplied by differs from what is summed.
     const bool summed_apart = weights_in_words || int8_cache;
     if (f.on_tiles) {
@@ -136,8 +137,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       }
       f.score(lane, tile, row, block, row_block, head, batch) = undef<float>();
       Expr whole = f.product(lane, f.tiles, row, block, row_block, head, batch);
-      if (int8_cache)
-        whole *= (*key_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
+      if (int8_cache) whole *= (*key_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
       f.score(lane, f.tiles, row, block, row_block, head, batch) =
           scaled(whole, tiling.key(lane, f.tiles, block));
     }
@@ -191,10 +191,17 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       // results, by up to 2^-9 of the largest, and errors of up to 2^-9 of each weight, of either sign,
       // cancel to about that: over hundreds of random calls at most 1.5 times its error, and 2.03 times for a
       // single channel.
-      const Expr low = weight_of(lane), high = weight_of(lane + words);
-      f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(undef<int32_t>(), undef<float>());
-      f.weight(lane, f.tiles, row, block, row_block, head, batch) =
-          Tuple(Packing::rounded_word(low, high), low + high);
+      const Expr low = weight_of(lane), high = weight_of(lane + words),
+                 word = Packing::rounded_word(low, high);
+      std::vector<Expr> start{undef<int32_t>(), undef<float>()}, weights{word, low + high};
+      if (weights_in_two) {
+        // A single row of few channels has too few errors to cancel, or to hide among. What is rounded away
+        // is multiplied, too: decoding waits for memory, and two products cost it nothing.
+        start.emplace_back(undef<int32_t>());
+        weights.push_back(Packing::rounded_word(low - Packing::half(word, 0), high - Packing::half(word, 1)));
+      }
+      f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(start);
+      f.weight(lane, f.tiles, row, block, row_block, head, batch) = Tuple(weights);
     } else if (int8_cache) {
       const Expr one = weight_of(lane);
       const Expr value_scale = (*value_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
@@ -234,9 +241,10 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     const FuncRef weighted = f.weighted(d, row, block, row_block, head, batch);
     if (f.on_dots) {
       const Expr pair = (first_tile + f.rv.y) * words + f.rv.x;
-      f.weighted(d, row, block, row_block, head, batch) =
-          Packing::dot(weighted, (*values_)(d, pair, kv_head_of(head), batch),
-                       f.weight(f.rv.x, f.rv.y, row, block, row_block, head, batch)[0]);
+      const Expr value = (*values_)(d, pair, kv_head_of(head), batch);
+      const FuncRef weight = f.weight(f.rv.x, f.rv.y, row, block, row_block, head, batch);
+      const Expr sum = weights_in_two ? Packing::dot(weighted, value, weight[2]) : Expr(weighted);
+      f.weighted(d, row, block, row_block, head, batch) = Packing::dot(sum, value, weight[0]);
     } else {
       f.weighted(d, row, block, row_block, head, batch) += weight_at(f.rv.x, f.rv.y) * value_channel(d);
     }

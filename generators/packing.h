@@ -37,10 +37,10 @@ class Packing {
     return half(values(d, tile * words + x % words, rest...), x / words);
   }
 
-  // sum + low * low + high * high of two words of bfloat16, in the order and with the rounding of the machine's
-  // instruction, which takes denormal operands and results for zero. It is a function of Halide's own runtime
-  // that only exists for whole vectors. An operand that is the same for all lanes comes last: the instruction
-  // then broadcasts it from memory.
+  // sum + low * low + high * high of two words of bfloat16, in the order and with the rounding of the
+  // machine's instruction, which takes denormal operands and results for zero. It is a function of Halide's
+  // own runtime that only exists for whole vectors. An operand that is the same for all lanes comes last: the
+  // instruction then broadcasts it from memory.
   static Halide::Expr dot(const Halide::Expr &sum, const Halide::Expr &word, const Halide::Expr &same) {
     using namespace Halide;
     return Internal::Call::make(Float(32), "dpbf16ps", {sum, word, same}, Internal::Call::PureExtern);
@@ -57,7 +57,7 @@ class Packing {
     using namespace Halide;
     return reinterpret<int32_t>(cast<uint32_t>(low) | (cast<uint32_t>(high) << 16));
   }
-  // Two numbers that are not negative, rounded to bfloat16. Halves go down, which is an operation instead of
+  // Two numbers, rounded to bfloat16. Halves go towards zero, which is an operation instead of
   // four (and where they went up, Halide would find a rounding shift that x86 does not have); a NaN stays
   // one.
   static Halide::Expr rounded_word(const Halide::Expr &low, const Halide::Expr &high) {

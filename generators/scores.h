@@ -287,9 +287,7 @@ class ScoreGenerator : public Halide::Generator<T> {
   Halide::GeneratorInput<Halide::Buffer<>> *keys_ = nullptr, *values_ = nullptr;
   Halide::GeneratorInput<Halide::Buffer<>> *key_scales_ = nullptr, *value_scales_ = nullptr;
   // An 8-bit integer of them in float32: its row's scale is left to the caller.
-  static Expr load_int8(const Expr &byte) {
-    return Halide::cast<float>(Halide::reinterpret<int8_t>(byte));
-  }
+  static Expr load_int8(const Expr &byte) { return Halide::cast<float>(Halide::reinterpret<int8_t>(byte)); }
 
   // Of the forms that are not packed.
   Halide::GeneratorInput<int> *first_query_ = nullptr, *diagonal_ = nullptr, *window_left_ = nullptr,

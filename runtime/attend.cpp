@@ -168,7 +168,8 @@ class Attend {
     const PackedLayout &layout = plan_.layout;
     const int64_t head_size = plan_.blocks * layout.tile_size();
     const bool int8 = args_.cache && args_.cache->format() == CacheFormat::int8;
-    PackedMemory keys{plan_.keys, int8 ? DType::boolean : problem_.type, plan_.blocks, Hkv, head_size, B, Hkv * head_size};
+    PackedMemory keys{plan_.keys,     int8 ? DType::boolean : problem_.type, plan_.blocks, Hkv, head_size, B,
+                      Hkv * head_size};
     if (args_.cache && !plan_.keys) {
       const TensorView in_cache = args_.cache->packed_keys();  // a head's memory is for all of its capacity
       keys.data = in_cache.data();

@@ -40,8 +40,8 @@ struct AttendPlan : ResultPlan {
   AttendMask keep, add, dense;
   void *keep_copy, *add_copy, *dense_copy;
   RotationTables q_rotation, k_rotation;
-  void *q_rotated, *k_rotated;  // (d, token, head, batch), dense
-  void *keys, *values;          // packed; with a cache, only if hidden rows must be cleared
+  void *q_rotated, *k_rotated;       // (d, token, head, batch), dense
+  void *keys, *values;               // packed; with a cache, only if hidden rows must be cleared
   float *key_scales, *value_scales;  // of a cache of 8-bit integers, if hidden rows must be cleared
   bool pack, clear_hidden;
   bool values_in_place;  // they lie as packed ones would

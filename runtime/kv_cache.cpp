@@ -65,8 +65,7 @@ KvCache::KvCache(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t valu
     fail("cache: expected type f32 for a cache of 8-bit integers, got ", name_of(type));
   }
   const bool int8 = format == CacheFormat::int8;
-  const Kernel &kernel =
-      layout_kernel(int8 ? "decode_i8" : "pack_keys", type, std::max(head_dim, value_dim));
+  const Kernel &kernel = layout_kernel(int8 ? "decode_i8" : "pack_keys", type, std::max(head_dim, value_dim));
   target_ = kernel.target;
   const int64_t lanes = cpu_target(target_).key_lanes;
   layout_ = int8 ? PackedLayout{lanes, kernel.info->head_dim, 1} : packed_layout(kernel, lanes);
@@ -250,7 +249,8 @@ void KvCache::truncate(int64_t length) {
   // zeros of whatever bytes it is for.
   const size_t size = static_cast<size_t>(size_of(type_));
   const bool int8 = format_ == CacheFormat::int8;
-  const int64_t end = int8 ? length_ : std::min(round_up(length, layout_.lanes), round_up(length_, layout_.lanes));
+  const int64_t end =
+      int8 ? length_ : std::min(round_up(length, layout_.lanes), round_up(length_, layout_.lanes));
   for (int64_t b = 0; b < batch_; ++b) {
     for (int64_t h = 0; h < kv_heads_; ++h) {
       if (int8) {

@@ -25,8 +25,8 @@ class Linear {
   // y = (x + addend) W^T + b. x: (T, in) or (B, T, in), y: (T, out) or (B, T, out), both of the type given to
   // the constructor, last dimension contiguous, not overlapping. addend: f32, broadcast to x: leading
   // dimensions may be 1 or missing; (x + addend) is not rounded to x's type, except in bf16 on the targets
-  // amx and avx512bf16. A row of y depends on nothing but its row of x: not on other rows, nor on the number of threads.
-  // Throws Error before anything is written.
+  // amx and avx512bf16. A row of y depends on nothing but its row of x: not on other rows, nor on the number
+  // of threads. Throws Error before anything is written.
   void forward(const TensorView &x, const MutableTensorView &y, const TensorView &addend = {}) const;
 
   // Output features [begin, end) on their own, from the same memory; nothing if the packed form cannot be cut

@@ -10,7 +10,8 @@
 
 namespace posattn::schedules {
 
-// Inputs are staged in chunks of this many: a cache line of float32, or of bfloat16 that is multiplied as such.
+// Inputs are staged in chunks of this many: a cache line of float32, or of bfloat16 that is multiplied as
+// such.
 constexpr int kProjectionDepth = 16, kProjectionPairsDepth = 32;
 
 struct ProjectionTile {

@@ -134,7 +134,8 @@ TEST_P(LinearOnTarget, Threads) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, LinearOnTarget, ::testing::Values("sse41", "avx2", "avx512", "avx512bf16", "amx"),
+INSTANTIATE_TEST_SUITE_P(Targets, LinearOnTarget,
+                         ::testing::Values("sse41", "avx2", "avx512", "avx512bf16", "amx"),
                          [](const auto &info) { return std::string(info.param); });
 
 template <typename Call>

@@ -105,8 +105,8 @@ posattn_status posattn_cache_create_int8(int64_t batch, int64_t kv_heads, int64_
   });
 }
 
-posattn_status posattn_cache_create_int8_for_layer(const posattn_layer *layer, int64_t batch, int64_t capacity,
-                                                   posattn_cache **cache) {
+posattn_status posattn_cache_create_int8_for_layer(const posattn_layer *layer, int64_t batch,
+                                                   int64_t capacity, posattn_cache **cache) {
   return guarded([&] {
     required(cache, "cache");
     *cache = new posattn_cache{

@@ -177,10 +177,11 @@ POSATTN_API posattn_status posattn_cache_create(int64_t batch, int64_t kv_heads,
 /* Where the layer is. What is then done to the cache itself is put onto the layer's stream. */
 POSATTN_API posattn_status posattn_cache_create_for_layer(const posattn_layer *layer, int64_t batch,
                                                           int64_t capacity, posattn_cache **cache);
-/* The same for f32, stored as 8-bit integers with a scale for each row of a token and head: a quarter of the memory,
- * and of what decoding reads. need_weights is not served from them. */
+/* The same for f32, stored as 8-bit integers with a scale for each row of a token and head: a quarter of the
+ * memory, and of what decoding reads. need_weights is not served from them. */
 POSATTN_API posattn_status posattn_cache_create_int8(int64_t batch, int64_t kv_heads, int64_t head_dim,
-                                                     int64_t value_dim, int64_t capacity, posattn_cache **cache);
+                                                     int64_t value_dim, int64_t capacity,
+                                                     posattn_cache **cache);
 POSATTN_API posattn_status posattn_cache_create_int8_for_layer(const posattn_layer *layer, int64_t batch,
                                                                int64_t capacity, posattn_cache **cache);
 POSATTN_API void posattn_cache_free(posattn_cache *cache);
@@ -272,7 +273,8 @@ typedef int (*posattn_parallel_for)(void *context, int64_t count, int (*body)(vo
 /* In place of the pool; null gives the pool back. */
 POSATTN_API posattn_status posattn_set_parallel_for(posattn_parallel_for run, void *context);
 
-/* "amx", "avx512bf16", "avx512", "avx2", "sse41"; null or "": the best that this machine runs. For the whole process. */
+/* "amx", "avx512bf16", "avx512", "avx2", "sse41"; null or "": the best that this machine runs. For the whole
+ * process. */
 POSATTN_API posattn_status posattn_set_target(const char *name);
 POSATTN_API posattn_status posattn_current_target(const char **name);
 

@@ -17,7 +17,7 @@ static posattn_tensor tokens(const posattn_tensor *t, int64_t begin, int64_t end
 
 /* Attends through the cache, causally, and compares with all keys and values so far. */
 static void check_cache(const posattn_cache *cache, const posattn_tensor *query, const posattn_tensor *key,
-                        const posattn_tensor *value) {
+                        const posattn_tensor *value, double tolerance) {
   const int64_t count = query->shape[0] * query->shape[1] * query->shape[2] * query->shape[3];
   const int64_t past = key->shape[2] - query->shape[2];
   float *out = random_floats(count, 9);
@@ -29,7 +29,7 @@ static void check_cache(const posattn_cache *cache, const posattn_tensor *query,
   args.options.causal = POSATTN_CAUSAL_BOTTOM_RIGHT;
   CHECK(posattn_cache_length(cache) == key->shape[2]);
   CHECK_OK(posattn_attend(&args, NULL, 0));
-  CHECK(attention_error(query, key, value, &args.out, causal, &past) < kTolerance);
+  CHECK(attention_error(query, key, value, &args.out, causal, &past) < tolerance);
   free(out);
 }
 
@@ -52,7 +52,7 @@ static void test_cache(void) {
     some = tokens(&key, steps[s], steps[s + 1]);
     more = tokens(&value, steps[s], steps[s + 1]);
     CHECK_OK(posattn_cache_append(cache, &some, &more));
-    check_cache(cache, &chunk, &all_keys, &all_values);
+    check_cache(cache, &chunk, &all_keys, &all_values, kTolerance);
   }
   some = tokens(&key, 0, 1);
   more = tokens(&value, 0, 1);
@@ -72,10 +72,16 @@ static void test_cache(void) {
     swapped_values.data = at(&value, 1, 0, 0, 0);
     swapped_keys.stride[0] = swapped_values.stride[0] = -H * T * D;
     CHECK_OK(posattn_cache_reorder(cache, &order));
-    check_cache(cache, &last, &swapped_keys, &swapped_values);
+    check_cache(cache, &last, &swapped_keys, &swapped_values, kTolerance);
   }
   posattn_cache_free(cache);
+  CHECK_OK(posattn_cache_create_int8(B, H, D, D, T, &cache));
+  CHECK_OK(posattn_cache_append(cache, &key, &value));
+  check_cache(cache, &query, &key, &value, 0.02);
+  posattn_cache_free(cache);
   posattn_cache_free(NULL);
+  CHECK_ERROR(posattn_cache_create_int8(B, H, 0, D, T, &cache), "");
+  CHECK_ERROR(posattn_cache_create_int8(B, H, D, D, T, NULL), "cache: expected a pointer, got null");
   CHECK_ERROR(posattn_cache_create(B, H, 0, D, T, POSATTN_F32, &cache), "");
   CHECK_ERROR(posattn_cache_create(B, H, D, D, T, POSATTN_I64, &cache), "");
   CHECK_ERROR(posattn_cache_create(B, H, D, D, T, POSATTN_F32, NULL), "cache: expected a pointer, got null");
@@ -171,6 +177,15 @@ static void check_forward(const posattn_layer *layer, float *in_proj, const floa
     CHECK(fabsf(out[i] - expected[i]) < 2e-5f);
     CHECK(fabsf(stepwise[i] - expected[i]) < 2e-5f);
   }
+  posattn_cache_free(cache);
+
+  CHECK_OK(posattn_cache_create_int8_for_layer(layer, 1, TOKENS, &cache));
+  args.cache = cache;
+  args.query = args.key = args.value = posattn_contiguous(x, POSATTN_F32, 3, shape);
+  args.out = posattn_contiguous(stepwise, POSATTN_F32, 3, shape);
+  CHECK_OK(posattn_layer_forward(layer, &args));
+  CHECK(posattn_cache_length(cache) == TOKENS);
+  for (int i = 0; i < TOKENS * E; ++i) CHECK(fabsf(stepwise[i] - expected[i]) < 0.02f);
   posattn_cache_free(cache);
   posattn_scratch_free(scratch);
   free(x), free(out), free(stepwise), free(q), free(k), free(v), free(heads_out), free(expected);

@@ -46,9 +46,9 @@ std::vector<double> time_runs(const BenchWork &work, double seconds) {
 }
 
 void print_header() {
-  std::cout << std::left << std::setw(12) << "target" << std::setw(12) << "kind" << std::setw(20) << "branches"
-            << std::setw(6) << "type" << std::right << std::setw(5) << "dim" << std::setw(9) << "best"
-            << std::setw(9) << "median"
+  std::cout << std::left << std::setw(12) << "target" << std::setw(12) << "kind" << std::setw(20)
+            << "branches" << std::setw(6) << "type" << std::right << std::setw(5) << "dim" << std::setw(9)
+            << "best" << std::setw(9) << "median"
             << "  " << std::left << std::setw(9) << "unit"
             << "sizes\n";
 }

@@ -169,8 +169,8 @@ BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool
   // reads every key and value once.
   const double products = weights ? 3 : 2;
   const int64_t bytes = int8 ? 1 : size_of(type_of(kernel));
-  work.amount = decode ? 2 * row * static_cast<double>(bytes)
-                       : 2 * products * row * static_cast<double>(queries);
+  work.amount =
+      decode ? 2 * row * static_cast<double>(bytes) : 2 * products * row * static_cast<double>(queries);
   work.unit = decode ? kBytes : kOperations;
   work.sizes = heads_text(sizes) + std::to_string(queries) + "x" + std::to_string(keys) +
                (sizes.causal ? " causal" : "") + (weights ? ", attention included" : "");

@@ -210,8 +210,7 @@ std::string why_not(const KernelInfo &kernel) {
       return "no formula in float64 for branch " + name;
   if (is_special_prefill(kernel)) return "";
   for (const char *kind : {"prefill", "prefill_i8", "decode", "decode_i8", "merge", "weights", "offsets",
-                           "pack_keys", "pack_values",
-                           "rotary", "projection"})
+                           "pack_keys", "pack_values", "rotary", "projection"})
     if (is(kernel, kind)) return "";
   return "nothing to compute for kind " + std::string(kernel.kind);
 }
