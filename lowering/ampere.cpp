@@ -53,7 +53,9 @@ Halide::Expr Ampere::copy_tile(const TensorSource &source, const Expr &exists, c
   const int step = threads() / 8;
   std::string text =
       "\t{ .reg .b64 from, at, bytes; .reg .b32 to, row, size, whole, left; .reg .pred p, q, here;\n"
-      "\tsetp.ne.s32 here, $0, 0; @!here bra SKIP$u;\n"
+      "\tsetp.ne.s32 here, $0, 0; @!here bra SKIP$u;\n" +
+      // Threads that have no row.
+      (rows < step ? "\tsetp.lt.u32 here, %row, " + number(rows) + "; @!here bra SKIP$u;\n" : std::string()) +
       "\tadd.s32 row, $2, %row; mul.wide.s32 bytes, row, $3; shl.b64 bytes, bytes, 1; add.s64 from, $1, "
       "bytes;\n"
       "\tmul.wide.u32 bytes, %piece, 16; add.s64 from, from, bytes; cvta.to.global.u64 from, from;\n"
@@ -66,7 +68,7 @@ Halide::Expr Ampere::copy_tile(const TensorSource &source, const Expr &exists, c
             "; add.s32 row, $2, %row;\n";
     const int pieces = std::min(8, (tiles.head_dim - 64 * c) / 8);
     if (pieces < 8) text += "\tsetp.lt.u32 q, %piece, " + number(pieces) + ";\n";
-    for (int i = 0; i < rows / step; i++) {
+    for (int i = 0; i < std::max(rows / step, 1); i++) {
       text += "\tsetp.lt.s32 p, row, $4; selp.b32 size, whole, 0, p; " +
               std::string(pieces < 8 ? "@q " : "") + "cp.async.cg.shared.global [to+" +
               number(c * rows * 128 + i * step * 128) +
