@@ -9,7 +9,7 @@
 namespace posattn::cuda {
 
 struct Kernels : CommonKernels {
-  bool tensor = false;  // `attention` runs on tensor cores
+  bool tensor = false;  // `attention` runs on tensor cores; with decode, too
   const Kernel *rotation = nullptr, *positions = nullptr;
   const Kernel *key_mask = nullptr, *float_mask = nullptr, *keep_mask = nullptr;
   const Kernel *clear_values = nullptr;  // where a kernel for tensor cores must not see hidden values
@@ -41,8 +41,9 @@ struct Plan : ResultPlan {
   int64_t key_stride = 0;
   int64_t q_position_batches = 1, k_position_batches = 1;
   float *q_positions = nullptr, *k_positions = nullptr;  // (token, batch, high or low)
-  float *zeros = nullptr;
+  float *zeros = nullptr;                                // cleared where needs_zeros
   int64_t num_zeros = 0;
+  bool needs_zeros = false;
   float *offsets = nullptr, *other_offsets = nullptr, *no_offsets = nullptr;
   int64_t num_offsets = 0, offsets_stride = 0, offsets_front = 0;  // front: entries before the first
   void *own[BranchInputs::kCapacity] = {};  // branches' own memory, by their place among the inputs
