@@ -272,7 +272,7 @@ BenchWork projection_work(const KernelInfo &kernel, const BenchSizes &sizes) {
 
 BenchWork make_work(const KernelInfo &kernel, const BenchSizes &sizes) {
   if (is_prefill(kernel) || is(kernel, "weights")) return attention_work(kernel, sizes, false);
-  if (is(kernel, "decode")) return attention_work(kernel, sizes, true);
+  if (std::string(kernel.kind).rfind("decode", 0) == 0) return attention_work(kernel, sizes, true);
   if (runs_on_gpu(kernel)) return {};
   if (is(kernel, "pack_keys")) return packing_work(kernel, sizes);
   if (is(kernel, "rotary")) return rotary_work(kernel, sizes);
