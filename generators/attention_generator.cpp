@@ -5,6 +5,7 @@
 #include "schedules/attention_amx.h"
 #include "schedules/attention_cuda.h"
 #include "schedules/attention_simd.h"
+#include "schedules/decode_cuda.h"
 
 namespace posattn {
 
@@ -43,7 +44,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     if (f.on_tiles) {
       tiles = schedules::attention_tiles_amx(head_dim);
     } else if (get_target().has_gpu_feature()) {
-      tiles = schedules::attention_tiles_cuda(head_dim, Type(type).bytes(), decode);
+      tiles = decode ? schedules::decode_tiles_cuda(head_dim) : schedules::attention_tiles_cuda(head_dim);
     } else {
       tiles = schedules::attention_tiles(machine, head_dim, decode);
     }
@@ -80,6 +81,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     }
     f.full_head_dim = q.dim(0).extent() == D;
     f.single_row = rows() == 1;
+    if (!is_packed()) f.has_visible = has_visible();
 
     // Smallest and largest bounds of the visible keys over a block of rows.
     const Expr block_begin = row_block * query_block;
@@ -109,8 +111,14 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     const auto key_channel = [&](const Expr &i, const Expr &t) -> Expr {
       if (int8_cache) return load_int8((*keys_)(lane, i, first_tile + t, kv_head_of(head), batch));
       if (is_packed()) return packing().key(*keys_, lane, i, first_tile + t, kv_head_of(head), batch);
-      f.key(d, lane, tile, block, head, batch) =
-          stored_key(d, tiling.key(lane, tile, block), kv_head_of(head), batch);
+      const Expr key = tiling.key(lane, tile, block);
+      if (in_steps()) {
+        f.loaded_key(d, lane, tile, block, head, batch) = loaded_key(d, key, kv_head_of(head), batch);
+        f.key(d, lane, tile, block, head, batch) =
+            padded_key(d, f.loaded_key(d, lane, tile, block, head, batch));
+      } else {
+        f.key(d, lane, tile, block, head, batch) = stored_key(d, key, kv_head_of(head), batch);
+      }
       return element([&](const Expr &e) { return f.key(e, lane, t, block, head, batch); }, i);
     };
     const auto product_at = [&](const Expr &i, const Expr &t) {
@@ -233,8 +241,14 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       }
       if (is_packed())
         return packing().value(*values_, i, f.rv.x, first_tile + f.rv.y, kv_head_of(head), batch);
-      f.value(d, lane, tile, block, head, batch) =
-          stored_value(d, tiling.key(lane, tile, block), kv_head_of(head), batch);
+      const Expr key = tiling.key(lane, tile, block);
+      if (in_steps()) {
+        f.loaded_value(d, lane, tile, block, head, batch) = loaded_value(d, key, kv_head_of(head), batch);
+        f.value(d, lane, tile, block, head, batch) =
+            shown_value(d, key, batch, f.loaded_value(d, lane, tile, block, head, batch));
+      } else {
+        f.value(d, lane, tile, block, head, batch) = stored_value(d, key, kv_head_of(head), batch);
+      }
       return element([&](const Expr &e) { return f.value(e, f.rv.x, f.rv.y, block, head, batch); }, i);
     };
     f.weighted(d, row, block, row_block, head, batch) = 0.f;
@@ -329,7 +343,11 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     if (f.on_tiles) {
       schedules::schedule_attention_amx(f, tiles, get_pipeline());
     } else if (get_target().has_gpu_feature()) {
-      schedules::schedule_attention_cuda(f, tiles, {decode, per_word()});
+      if (decode) {
+        schedules::schedule_decode_cuda(f, tiles, per_word());
+      } else {
+        schedules::schedule_attention_cuda(f, tiles);
+      }
     } else {
       schedules::schedule_attention(f, schedules::machine(get_target()), tiles);
     }
@@ -339,6 +357,9 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
   bool on_tiles() const {
     return schedules::machine(get_target()).amx && !decode && head_dim % schedules::kAmxDepth == 0;
   }
+
+  // Whether keys and values are loaded first and looked at later.
+  bool in_steps() const { return decode && key_form == KeyForm::words; }
 
   schedules::AttentionFuncs f;
   schedules::AttentionTiles tiles;

@@ -7,6 +7,7 @@
 #include "generators/fast_math.h"
 #include "generators/scores.h"
 #include "lowering/ampere.h"
+#include "lowering/ampere_float.h"
 #include "lowering/hopper.h"
 #include "lowering/ptx_kernel.h"
 #include "schedules/cuda_tensor.h"
@@ -19,6 +20,10 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
  public:
   GeneratorParam<int> head_dim{"head_dim", 64};
   GeneratorParam<std::string> card{"card", "sm90a"};
+  // Of few rows: the keys are split over blocks of threads, and outputs are partial, in float32. Rows are as
+  // in the attention kernel, and out and lse have (row, one of the splits of row_heads heads) in place of
+  // (query, head).
+  GeneratorParam<bool> decode{"decode", false};
   // Which terms of a score are compiled in. all; plain: none, and the scale must be positive; offsets: the
   // tabulated bias; dense: the dense bias.
   GeneratorParam<std::string> compiled_terms{"compiled_terms", "all"};
@@ -43,7 +48,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
   void configure() {
     declare_inputs();
-    out.set_type(type);
+    out.set_type(decode ? Float(32) : Type(type));
     stored_to = {"out", "lse"};
     // Tensor maps: (channel, token, head, batch), 64 channels and `estimate` tokens a box, swizzled by 128
     // bytes.
@@ -57,7 +62,9 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     is_plain_ = scores == schedules::TensorScores::plain;
     // One copy of the code for every block of keys where the terms make it long.
     is_single_loop_ = std::string(compiled_terms) == "all";
-    TensorTiles chosen = schedules::tensor_tiles(is_hopper(), head_dim, scores);
+    TensorTiles chosen = decode       ? schedules::tensor_decode_tiles(head_dim, Type(type).bytes())
+                         : is_float() ? schedules::tensor_float_tiles(head_dim, scores)
+                                      : schedules::tensor_tiles(is_hopper(), head_dim, scores);
     const auto set = [](auto &tile, int value) { tile = value >= 0 ? value : tile; };
     set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.row_tiles, row_tiles);
     set(chosen.stages, stages), set(chosen.shared_queries, shared_queries);
@@ -67,6 +74,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     tiles_ = std::make_unique<TensorTiles>(chosen);
     if (is_hopper()) {
       backend_ = std::make_unique<Hopper>(ptx, *tiles_, Type(type).is_bfloat());
+    } else if (is_float()) {
+      backend_ = std::make_unique<AmpereFloat>(ptx, *tiles_);
     } else {
       backend_ = std::make_unique<Ampere>(ptx, *tiles_, Type(type).is_bfloat());
     }
@@ -76,11 +85,14 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     ptx.declare_register(".f32 %m<" + number(R) + ">");
     ptx.declare_register(".f32 %l<" + number(R) + ">");
     ptx.declare_register(".b32 %base<1>");  // steps of all tasks before
-    const std::string threads = "\t.maxntid 128, " + number(t.groups()) + ", 1\n";
-    ptx_head = {is_hopper() ? "8.4" : "7.0", is_hopper() ? "sm_90a" : "sm_80",
+    const std::string threads =
+        "\t.maxntid " + number(t.group_threads()) + ", " + number(t.groups()) + ", 1\n";
+    const bool for_hopper = std::string(card) == "sm90a";
+    ptx_head = {for_hopper ? "8.4" : "7.0", for_hopper ? "sm_90a" : "sm_80",
                 threads + "\t.minnctapersm " + number(t.blocks_per_sm) + "\n"};
     assemble_for = ptx_head.target;
-    embeds_text = !is_hopper();
+    embeds_text = !for_hopper;
+    split_blocks.set_estimate(t.keys);
     declare_layout({1, 1});
     for (int i = 0; i < 4; i++) out.dim(i).set_min(0);
     for (int i = 0; i < 3; i++) lse.dim(i).set_min(0);
@@ -96,8 +108,11 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
     // Blocks of threads take tiles in turns, and every other turn in reverse: causal tiles differ, and so
     // each block gets large and small ones. A kernel without a copy warpgroup has a block for each tile.
-    const Expr queries = q.dim(1).extent(), heads = q.dim(2).extent();
-    tile_count_ = (queries + t.rows() - 1) / t.rows();
+    const Expr queries = q.dim(1).extent(),
+               heads = decode ? q.dim(2).extent() / row_heads : q.dim(2).extent();
+    if (!decode) set_rows_are_queries();
+    // One tile has all rows, for each split.
+    tile_count_ = decode ? out.dim(2).extent() / heads : (queries + t.rows() - 1) / t.rows();
     const Expr items = tile_count_ * heads * q.dim(3).extent();
     block_count_ = t.copy_warpgroup ? max(min(blocks, items), 1) : tile_count_;
     const Expr turns = items / block_count_;
@@ -190,6 +205,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   }
 
   schedules::TuningSpace tuning_space() const override {
+    if (decode || is_float()) return {};
     return schedules::tensor_tuning_space(is_hopper(), head_dim, compiled_scores());
   }
 
@@ -202,7 +218,9 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
  private:
   enum class Kind { first, masked, inner };
 
-  bool is_hopper() const { return std::string(card) == "sm90a"; }
+  // Whether its own instructions are used: for decoding, those of all cards are as fast as memory is.
+  bool is_hopper() const { return std::string(card) == "sm90a" && !decode && !is_float(); }
+  bool is_float() const { return Type(type).bits() == 32; }
   schedules::TensorScores compiled_scores() const {
     using schedules::TensorScores;
     const std::string terms = compiled_terms;
@@ -243,23 +261,37 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     const Expr item = turn(r);
     TensorTask task;
     task.round = r;
-    if (t.copy_warpgroup) {
+    if (decode) {
+      task.first_row = 0;
+      task.head = block_y_, task.batch = block_z_;
+    } else if (t.copy_warpgroup) {
       task.first_row = (tile_count_ - 1 - item % tile_count_) * t.rows();
       task.head = item / tile_count_ % heads, task.batch = item / tile_count_ / heads;
     } else {
       task.first_row = (tile_count_ - 1 - block_) * t.rows();
       task.head = block_y_, task.batch = block_z_;
     }
-    task.kv_head = task.head / group;
+    task.kv_head = decode ? kv_head_of(task.head) : task.head / group;
     task.q = source(q, 0), task.k = source(*keys_, 1), task.v = source(*values_, 2);
     const Expr visible = length_of(min(task.batch, q.dim(3).extent() - 1));
-    const Expr last_row = min(task.first_row + t.rows(), queries) - 1;
-    const Expr begin = max(task.first_row + *diagonal_ - *window_left_, 0);
-    const Expr end = min(visible, last_row + *diagonal_ + *window_right_ + 1);
-    const Expr inner_begin = max(last_row + *diagonal_ - *window_left_, 0);
-    const Expr inner_end = max(min(visible, task.first_row + *diagonal_ + *window_right_ + 1), 0);
+    // What is behind a batch's length may be anything.
+    if (decode || is_float()) task.k.tokens = task.v.tokens = visible;
+    if (decode) task.row_addresses = row_addresses(task);
+    const Expr first_query = task.first_row;
+    const Expr last_query = decode ? queries - 1 : min(task.first_row + t.rows(), queries) - 1;
+    const Expr begin = max(first_query + *diagonal_ - *window_left_, 0);
+    const Expr end = min(visible, last_query + *diagonal_ + *window_right_ + 1);
+    const Expr inner_begin = max(last_query + *diagonal_ - *window_left_, 0);
+    const Expr inner_end = max(min(visible, first_query + *diagonal_ + *window_right_ + 1), 0);
     task.first_block = begin / t.keys;
-    const Expr end_block = max(blocks_up_to(max(end, 0)), task.first_block + 1);
+    Expr end_block = blocks_up_to(max(end, 0));
+    if (decode) {
+      const Expr end_of_split = (block_ + 1) * split_blocks;
+      task.first_block = min(max(task.first_block, block_ * split_blocks), end_of_split - 1);
+      end_block = min(end_block, end_of_split);
+    }
+    // Where there is nothing to see, one block is all hidden.
+    end_block = max(end_block, task.first_block + 1);
     task.last_block = end_block - 1;
     // The first step is masked always.
     const Expr steps = end_block - task.first_block;
@@ -267,6 +299,20 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     task.masked = min(task.right + clamp(blocks_up_to(inner_begin) - task.first_block, 0, steps), steps);
     task.steps = select(r < share_, steps, 0);
     return task;
+  }
+
+  // Of the rows of queries that a thread copies.
+  std::vector<Expr> row_addresses(const TensorTask &task) {
+    const int step = tiles_->group_threads() / 8;
+    std::vector<Expr> all;
+    for (int i = 0; i < tiles_->rows() / step; i++) {
+      const Expr row = thread / 8 + i * step;
+      const Expr place = cast<int64_t>(q.dim(3).stride()) * task.batch +
+                         cast<int64_t>(q.dim(2).stride()) * head_of(row, task.head) +
+                         cast<int64_t>(q.dim(1).stride()) * query_of(row);
+      all.push_back(device_address(q) + cast<uint64_t>(place * Type(type).bytes()));
+    }
+    return all;
   }
 
   // By address and by map: a backend takes what it needs.
@@ -292,6 +338,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return task_.first_row + (warpgroup * 4 + thread / 32) * (16 * tiles_->row_tiles) + r / 2 * 16 +
            thread % 32 / 4 + r % 2 * 8;
   }
+  Expr query_at(int r) const { return decode ? query_of(row_at(r)) : row_at(r); }
   Expr row_of(const Expr &element) const { return element / (tiles_->keys / 2) * 2 + element / 2 % 2; }
   Expr column(const Expr &element) const { return element % (tiles_->keys / 2) / 4 * 8 + element % 2; }
   Expr mux_row(const Expr &element, const std::vector<Expr> &of_rows) const {
@@ -392,8 +439,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       const Expr first_key = block_of_keys * t.keys + thread % 4 * 2;
       std::vector<Expr> low, high;
       for (int r = 0; r < R; r++) {
-        low.push_back(row_at(r) + *diagonal_ - *window_left_ - first_key);
-        high.push_back(min(row_at(r) + *diagonal_ + *window_right_, visible_keys_ - 1) - first_key);
+        low.push_back(query_at(r) + *diagonal_ - *window_left_ - first_key);
+        high.push_back(min(query_at(r) + *diagonal_ + *window_right_, visible_keys_ - 1) - first_key);
       }
       value = ops.keep_within(column(i), mux_row(i, low), mux_row(i, high), value, hidden());
     }
@@ -451,7 +498,9 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
         in_pieces(out.dim(1).stride()) && in_pieces(out.dim(2).stride()) && in_pieces(out.dim(3).stride());
     const std::string packed = std::string("cvt.rn.") + (Type(type).is_bfloat() ? "bf16" : "f16") + "x2.f32";
     // $0 whole, $1 channels, $2 quad, $3 queries; then for each row: sum, row, address, lse's address.
-    std::vector<Expr> arguments{cast<int>(whole), channels, quad, q.dim(1).extent()};
+    std::vector<Expr> arguments{cast<int>(whole), channels, quad, decode ? rows() : q.dim(1).extent()};
+    // The splits of a head lie side by side.
+    const Expr head = decode ? task_.head * tile_count_ + block_ : task_.head;
     std::string text =
         "\t{ .reg .pred whole, seen, row, left, right, first, odd, high; .reg .f32 inverse, a, b, lse;\n"
         "\t.reg .b32 channel, x, y, z, piece<4>; .reg .b16 low_half, high_half; .reg .b64 at, far, bytes;\n"
@@ -468,24 +517,30 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       const int at = static_cast<int>(arguments.size());
       const auto argument = [&](int n) { return "$" + number(at + n); };
       const Expr address =
-          device_address(out) + cast<uint64_t>((offset(out, 3, task_.batch) + offset(out, 2, task_.head) +
-                                                offset(out, 1, row_at(r))) *
-                                               Type(type).bytes());
+          device_address(out) +
+          cast<uint64_t>((offset(out, 3, task_.batch) + offset(out, 2, head) + offset(out, 1, row_at(r))) *
+                         Type(out.type()).bytes());
       const Expr lse_address =
           device_address(lse) +
-          cast<uint64_t>(
-              (offset(lse, 2, task_.batch) + offset(lse, 1, task_.head) + offset(lse, 0, row_at(r))) * 4);
+          cast<uint64_t>((offset(lse, 2, task_.batch) + offset(lse, 1, head) + offset(lse, 0, row_at(r))) *
+                         4);
       arguments.insert(arguments.end(), {Expr(sums[r]), row_at(r), address, lse_address});
       const std::string done = "DONE$u_" + number(r), parts = "PARTS$u_" + number(r);
-      // Shuffles need all threads: those of rows past the end go along. A row that sees nothing is zero,
-      // whatever was multiplied by its zero weights.
+      // The logarithm back from base 2, by the inverse of the rounded kLog2E in two parts: for large scores
+      // one rounding more of lse is a visible error of all weights. Shuffles need all threads: those of rows
+      // past the end go along. A row that sees nothing is zero, whatever was multiplied by its zero weights.
       text += "\tsetp.lt.s32 row, " + argument(1) + ", $3; setp.neu.f32 seen, " + argument(0) +
               ", 0f00000000; rcp.approx.ftz.f32 inverse, " + argument(0) + ";\n\tlg2.approx.ftz.f32 lse, " +
-              argument(0) + "; add.ftz.f32 lse, lse, %m" + number(r) +
-              "; mul.ftz.f32 lse, lse, 0f3F317218; selp.f32 lse, lse, 0fFF800000, seen;\n" +
-              "\tcvta.to.global.u64 at, " + argument(3) +
-              "; and.pred left, first, row; @left st.global.f32 [at], " + "lse;\n\tcvta.to.global.u64 at, " +
-              argument(2) + "; @!whole bra " + parts + ";\n" +
+              argument(0) + "; mul.ftz.f32 lse, lse, 0f3F317218; fma.rn.ftz.f32 lse, %m" + number(r) +
+              ", 0f31FC7FCA, lse; fma.rn.ftz.f32 lse, %m" + number(r) +
+              ", 0f3F317218, lse; selp.f32 lse, lse, 0fFF800000, seen;\n" + "\tcvta.to.global.u64 at, " +
+              argument(3) + "; and.pred left, first, row; @left st.global.f32 [at], " +
+              "lse;\n\tcvta.to.global.u64 at, " + argument(2) + ";\n";
+      if (decode || is_float()) {
+        text += store_floats(r);
+        continue;
+      }
+      text += "\t@!whole bra " + parts + ";\n" +
               "\tmul.wide.u32 bytes, $2, 16; add.s64 far, at, bytes; shl.b32 channel, $2, 3;\n";
       const auto pair = [&](int n, const std::string &to) {
         const int o = r / 2 * (t.head_dim / 2) + n * 4 + r % 2 * 2;
@@ -512,6 +567,25 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     }
     arguments.push_back(token);
     return ptx.effect(text + "\t}\n", arguments);
+  }
+
+  // Of one row; partial results, whose rows are multiples of 16 bytes, in pairs.
+  std::string store_floats(int r) const {
+    std::string text = "\tmul.wide.u32 bytes, $2, 8; add.s64 far, at, bytes; shl.b32 channel, $2, 1;\n";
+    for (int n = 0; n < tiles_->head_dim / 8; n++) {
+      const int o = r / 2 * (tiles_->head_dim / 2) + n * 4 + r % 2 * 2;
+      text += "\tmul.ftz.f32 a, %O" + number(o) + ", inverse; mul.ftz.f32 b, %O" + number(o + 1) +
+              ", inverse; selp.f32 a, a, 0f00000000, seen; selp.f32 b, b, 0f00000000, seen; add.s32 x, "
+              "channel, " +
+              number(n * 8) + "; setp.lt.and.s32 left, x, $1, row; ";
+      if (decode) {
+        text += "@left st.global.v2.f32 [far+" + number(n * 32) + "], {a, b};\n";
+      } else {
+        text += "add.s32 x, x, 1; setp.lt.and.s32 right, x, $1, row; @left st.global.f32 [far+" +
+                number(n * 32) + "], a; @right st.global.f32 [far+" + number(n * 32 + 4) + "], b;\n";
+      }
+    }
+    return text;
   }
 
   Var i{"i"}, thread{"thread"}, warpgroup{"warpgroup"}, block_{"block"}, block_y_{"block_y"},

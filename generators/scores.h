@@ -148,11 +148,27 @@ class ScoreGenerator : public Halide::Generator<T> {
   // What of a key or value that is not packed a schedule may stage: the word or element at place `i`; zero
   // beyond the last key and the last element.
   Expr stored_key(const Expr &i, const Expr &key, const Expr &h, const Expr &b) const {
-    return stored_plain(*keys_, i, key, h, b);
+    return shown_place(*keys_, i, key, h, b);
   }
   Expr stored_value(const Expr &i, const Expr &key, const Expr &h, const Expr &b) const {
-    return stored_plain(*values_, i, key, h, b);
+    return shown_place(*values_, i, key, h, b);
   }
+  // The same in two steps, for a schedule that has many loads in flight: what memory holds, repeating the
+  // last key and the last elements, and what of that counts. A hidden key counts: its score is replaced,
+  // whatever it is.
+  Expr loaded_key(const Expr &i, const Expr &key, const Expr &h, const Expr &b) const {
+    return plain_place(*keys_, i, key, h, b);
+  }
+  Expr loaded_value(const Expr &i, const Expr &key, const Expr &h, const Expr &b) const {
+    return plain_place(*values_, i, key, h, b);
+  }
+  Expr padded_key(const Expr &i, const Expr &loaded) const {
+    return masked(i < keys_->dim(0).extent(), loaded);
+  }
+  Expr shown_value(const Expr &i, const Expr &key, const Expr &b, const Expr &loaded) const {
+    return masked(is_shown(*values_, i, key, b), loaded);
+  }
+  Expr has_visible() const { return *has_visible_; }
   // Where element `e` is stored, and what it is there.
   int per_word() const { return key_form == KeyForm::words ? 32 / Halide::Type(type).bits() : 1; }
   Expr element(const std::function<Expr(const Expr &)> &stored, const Expr &e) const {
@@ -347,18 +363,29 @@ class ScoreGenerator : public Halide::Generator<T> {
   // What is selected away is loaded all the same: of a tensor that is not there, its only element.
   static Expr used(const Expr &given, const Expr &index) { return Halide::select(given, index, 0); }
 
-  Expr stored_plain(const Halide::GeneratorInput<Halide::Buffer<>> &from, const Expr &i, const Expr &key,
-                    const Expr &h, const Expr &b) const {
+  Expr plain_place(const Halide::GeneratorInput<Halide::Buffer<>> &from, const Expr &i, const Expr &key,
+                   const Expr &h, const Expr &b) const {
     using namespace Halide;
     const Expr extent = from.dim(0).extent(), last_key = from.dim(1).extent() - 1;
     // By fours where words are loaded so: their extent is a multiple of it.
     const Expr place =
         key_form == KeyForm::words ? min(i / 4, extent / 4 - 1) * 4 + i % 4 : min(i, extent - 1);
-    const Expr clamped = min(key, last_key);
+    return from(place, min(key, last_key), h, b);
+  }
+  Expr is_shown(const Halide::GeneratorInput<Halide::Buffer<>> &from, const Expr &i, const Expr &key,
+                const Expr &b) const {
+    const Expr clamped = Halide::min(key, from.dim(1).extent() - 1);
     const Expr shown = (*visible_)(used(*has_visible_, clamped), b) != 0;
-    const Expr seen = key < length_of(b) && (!*has_visible_ || shown);
-    const Expr value = from(place, clamped, h, b);
-    return select(i < extent && seen, value, cast(value.type(), 0));
+    return i < from.dim(0).extent() && key < length_of(b) && (!*has_visible_ || shown);
+  }
+  Expr shown_place(const Halide::GeneratorInput<Halide::Buffer<>> &from, const Expr &i, const Expr &key,
+                   const Expr &h, const Expr &b) const {
+    const Expr value = plain_place(from, i, key, h, b);
+    return Halide::select(is_shown(from, i, key, b), value, Halide::cast(value.type(), 0));
+  }
+  // Of words: a select would narrow what is loaded to what is selected, by sizes that no register has.
+  static Expr masked(const Expr &condition, const Expr &word) {
+    return word & Halide::select(condition, Expr(0xffffffffu), Expr(0u));
   }
 
   Halide::GeneratorInput<Halide::Buffer<>> *row_begin_ = nullptr, *row_end_ = nullptr, *lengths_ = nullptr,

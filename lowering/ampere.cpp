@@ -6,8 +6,17 @@ namespace posattn {
 
 using Halide::cast;
 
-Ampere::Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat)
-    : TensorBackend(ptx, tiles, is_bfloat), chunks_((tiles.head_dim + 63) / 64) {
+namespace {
+
+// Which register a thread's copy goes by when it is so many rows further down. Blocks of threads have at
+// least four such rows: where it is not a multiple of eight, its piece's place in the permuted row is 64
+// bytes away.
+std::string place(int rows_down) { return rows_down % 8 == 0 ? "to" : "far"; }
+
+}  // namespace
+
+Ampere::Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat, int bytes)
+    : TensorBackend(ptx, tiles, is_bfloat), bytes_(bytes), chunks_((tiles.head_dim * bytes + 127) / 128) {
   ptx.in_module(".extern .shared .align 1024 .b8 posattn_shared[];");
   // Where a thread copies to and reads from in a tile, and its first row and piece of a row.
   for (const char *name : {".b32 %shared", ".b32 %copy", ".b32 %row", ".b32 %piece", ".b32 %across<4>",
@@ -17,7 +26,7 @@ Ampere::Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat)
   if (!tiles.shared_queries) {
     ptx.declare_register(".b32 %Q<" + number(tiles.row_tiles * tiles.head_dim / 4) + ">");
   }
-  ptx.declare_register(".b32 %P<" + number(tiles.scores() / 2) + ">");
+  ptx.declare_register(".b32 %P<" + number(tiles.scores() * bytes / 4) + ">");
   std::string text =
       "\t{ .reg .b32 thread, lane, a, b, c; mov.u32 %shared, posattn_shared; mov.f32 %zero, 0f00000000;\n"
       "\tmov.u32 thread, %tid.x; mov.u32 a, %tid.y; mad.lo.u32 thread, a, 128, thread;\n"
@@ -49,32 +58,59 @@ Halide::Expr Ampere::copy_tile(const TensorSource &source, const Expr &exists, c
   const Expr start =
       source.address +
       cast<uint64_t>((cast<int64_t>(source.batch_stride) * batch + cast<int64_t>(source.head_stride) * head) *
-                     2);
+                     bytes_);
   const int step = threads() / 8;
   std::string text =
-      "\t{ .reg .b64 from, at, bytes; .reg .b32 to, row, size, whole, left; .reg .pred p, q, here;\n"
-      "\tsetp.ne.s32 here, $0, 0; @!here bra SKIP$u;\n"
-      "\tadd.s32 row, $2, %row; mul.wide.s32 bytes, row, $3; shl.b64 bytes, bytes, 1; add.s64 from, $1, "
-      "bytes;\n"
+      "\t{ .reg .b64 from, at, bytes; .reg .b32 to, far, row, size, whole, left; .reg .pred p, q, here;\n"
+      "\tsetp.ne.s32 here, $0, 0; @!here bra SKIP$u;\n" +
+      // Threads that have no row.
+      (rows < step ? "\tsetp.lt.u32 here, %row, " + number(rows) + "; @!here bra SKIP$u;\n" : std::string()) +
+      "\tadd.s32 row, $2, %row; mul.wide.s32 bytes, row, $3; mul.lo.s64 bytes, bytes, " + number(bytes_) +
+      "; add.s64 from, $1, bytes;\n"
       "\tmul.wide.u32 bytes, %piece, 16; add.s64 from, from, bytes; cvta.to.global.u64 from, from;\n"
       "\tmul.wide.s32 bytes, $3, " +
-      number(step * 2) + "; add.u32 to, %shared, %copy; add.u32 to, to, $6;\n";
+      number(step * bytes_) + "; add.u32 to, %shared, %copy; add.u32 to, to, $6; xor.b32 far, to, 64;\n";
   for (int c = 0; c < chunks_; c++) {
     // Bytes of this piece that exist.
     text += "\tshl.b32 whole, %piece, 4; sub.s32 left, $5, whole; sub.s32 left, left, " + number(c * 128) +
             "; max.s32 left, left, 0; min.s32 whole, left, 16; add.s64 at, from, " + number(c * 128) +
             "; add.s32 row, $2, %row;\n";
-    const int pieces = std::min(8, (tiles.head_dim - 64 * c) / 8);
+    const int pieces = std::min(8, tiles.head_dim * bytes_ / 16 - 8 * c);
     if (pieces < 8) text += "\tsetp.lt.u32 q, %piece, " + number(pieces) + ";\n";
-    for (int i = 0; i < rows / step; i++) {
+    for (int i = 0; i < std::max(rows / step, 1); i++) {
       text += "\tsetp.lt.s32 p, row, $4; selp.b32 size, whole, 0, p; " +
-              std::string(pieces < 8 ? "@q " : "") + "cp.async.cg.shared.global [to+" +
+              std::string(pieces < 8 ? "@q " : "") + "cp.async.cg.shared.global [" + place(i * step) + "+" +
               number(c * rows * 128 + i * step * 128) +
               "], [at], 16, size; add.s64 at, at, bytes; add.s32 row, row, " + number(step) + ";\n";
     }
   }
   return ops.ptx.effect(text + "\tSKIP$u: }\n", {cast<int>(exists), start, first_row, source.token_stride,
-                                                 source.tokens, source.channels * 2, to, token});
+                                                 source.tokens, source.channels * bytes_, to, token});
+}
+
+// Queries row by row, wherever they are. Rows past the last one repeat it.
+Halide::Expr Ampere::copy_rows(const TensorTask &task, const Expr &token) {
+  const int step = threads() / 8;
+  std::string text =
+      "\t{ .reg .b64 at, along; .reg .b32 to, far, whole, left; .reg .pred q;\n"
+      "\tmul.wide.u32 along, %piece, 16; add.u32 to, %shared, %copy; add.u32 to, to, " +
+      number(query_tile()) + "; xor.b32 far, to, 64;\n";
+  for (int c = 0; c < chunks_; c++) {
+    const int pieces = std::min(8, tiles.head_dim * bytes_ / 16 - 8 * c);
+    text += "\tshl.b32 whole, %piece, 4; sub.s32 left, $0, whole; sub.s32 left, left, " + number(c * 128) +
+            "; max.s32 left, left, 0; min.s32 whole, left, 16; setp.lt.u32 q, %piece, " + number(pieces) +
+            ";\n";
+    for (int i = 0; i < tiles.rows() / step; i++) {
+      text += "\tadd.s64 at, $" + number(i + 1) +
+              ", along; cvta.to.global.u64 at, at; @q cp.async.cg.shared.global [" + place(i * step) + "+" +
+              number(c * tiles.rows() * 128 + i * step * 128) + "], [at+" + number(c * 128) +
+              "], 16, whole;\n";
+    }
+  }
+  std::vector<Expr> arguments{task.q.channels * bytes_};
+  arguments.insert(arguments.end(), task.row_addresses.begin(), task.row_addresses.end());
+  arguments.push_back(token);
+  return ops.ptx.effect(text + "\t}\n", arguments);
 }
 
 Halide::Expr Ampere::copy_block(const TensorTask &task, const Expr &step, const Expr &token) {
@@ -95,7 +131,7 @@ std::string Ampere::load_query_step(int k, const std::string &to) const {
   const int row_tile = 16 * 128, chunk = tiles.rows() * 128;
   std::string text = "\tadd.u32 a, at, %along" + number(k % 4) + ";\n";
   for (int m = 0; m < tiles.row_tiles; m++) {
-    const int first = to == "%Q" ? (m * tiles.head_dim / 16 + k) * 4 : m * 4;
+    const int first = to == "%Q" ? (m * steps_of_row() + k) * 4 : m * 4;
     text += "\tldmatrix.sync.aligned.m8n8.x4.shared.b16 " + register_list(to, first, 4) + ", [a+" +
             number(query_tile() + k / 4 * chunk + m * row_tile) + "];\n";
   }
@@ -105,7 +141,7 @@ std::string Ampere::load_query_step(int k, const std::string &to) const {
 Halide::Expr Ampere::load_queries(const Expr &token) {
   std::string text =
       "\t{ .reg .b32 at, a; mad.lo.u32 at, %warp, " + number(tiles.row_tiles * 16 * 128) + ", %shared;\n";
-  for (int k = 0; k < tiles.head_dim / 16; k++) text += load_query_step(k, "%Q");
+  for (int k = 0; k < steps_of_row(); k++) text += load_query_step(k, "%Q");
   return ops.ptx.effect(text + "\tbar.sync 0; }\n", {token});
 }
 
@@ -118,7 +154,7 @@ std::string Ampere::multiply(const std::string &sum, int first, const std::strin
 
 // %S = the queries times the keys.
 Halide::Expr Ampere::multiply_keys(const Expr &keys, const Expr &token) {
-  const int columns = tiles.keys / 8, steps = tiles.head_dim / 16;
+  const int columns = tiles.keys / 8, steps = steps_of_row();
   std::string text = "\t{ .reg .b32 at, a, f<4>, keys, q<" + number(4 * tiles.row_tiles) +
                      ">; add.u32 keys, %shared, $0; mad.lo.u32 at, %warp, " +
                      number(tiles.row_tiles * 16 * 128) + ", %shared;\n";
@@ -164,8 +200,9 @@ Halide::Expr Ampere::multiply_values(const Expr &values, const Expr &token) {
 Halide::Expr Ampere::setup(const std::vector<TensorTask> &, const Expr &token) { return token; }
 
 Halide::Expr Ampere::begin(const TensorTask &task, const Expr &token) {
-  Expr done =
-      copy_tile(task.q, Expr(true), task.first_row, task.head, task.batch, tiles.rows(), query_tile(), token);
+  Expr done = task.row_addresses.empty() ? copy_tile(task.q, Expr(true), task.first_row, task.head,
+                                                     task.batch, tiles.rows(), query_tile(), token)
+                                         : copy_rows(task, token);
   // Those that go on to registers pass through the place of the keys. Others are waited for with the keys.
   if (!tiles.shared_queries) {
     done = load_queries(wait_copies(0, ops.ptx.effect("\tcp.async.commit_group;", {done})));
@@ -185,7 +222,7 @@ Halide::Expr Ampere::accumulate(const TensorTask &, const Step &step, const std:
                                 const std::vector<Expr> &weights, const Expr &token) {
   Expr done = token;
   if (!step.is_first) done = scale_outputs(decay, done);
-  done = pack_weights(weights, done);
+  done = keep_weights(weights, done);
   return multiply_values((step.index & (tiles.stages - 1)) * tile_bytes() + tiles.stages * tile_bytes(),
                          done);
 }

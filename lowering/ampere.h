@@ -11,7 +11,7 @@ namespace posattn {
 
 class Ampere : public TensorBackend {
  public:
-  Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat);
+  Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat) : Ampere(ptx, tiles, is_bfloat, 2) {}
 
   int shared_bytes() const override;
   Expr setup(const std::vector<TensorTask> &tasks, const Expr &token) override;
@@ -22,25 +22,37 @@ class Ampere : public TensorBackend {
   Expr finish(const TensorTask &task, const Expr &token) override;
   Expr wait_for_outputs(const TensorTask &task, const Expr &token) override;
 
+ protected:
+  // bytes: of an element.
+  Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat, int bytes);
+
+  // %S = the queries times the keys, and %O += the weights in %P times the values, which lie there in shared
+  // memory.
+  virtual Expr multiply_keys(const Expr &keys, const Expr &token);
+  virtual Expr multiply_values(const Expr &values, const Expr &token);
+  virtual Expr keep_weights(const std::vector<Expr> &weights, const Expr &token) {
+    return pack_weights(weights, token);
+  }
+  std::string load_query_step(int k, const std::string &to) const;
+  int steps_of_row() const { return tiles.head_dim * bytes_ / 32; }  // two pieces each
+
  private:
-  int threads() const { return tiles.warpgroups * 128; }
+  int threads() const { return tiles.warpgroups * tiles.group_threads(); }
   int tile_bytes() const { return chunks_ * tiles.keys * 128; }
   Expr copy_tile(const TensorSource &source, const Expr &exists, const Expr &first_row, const Expr &head,
                  const Expr &batch, int rows, const Expr &to, const Expr &token);
+  Expr copy_rows(const TensorTask &task, const Expr &token);
   Expr copy_block(const TensorTask &task, const Expr &step, const Expr &token);
   Expr wait_copies(int pending, const Expr &token);
   // Where the queries are copied to.
   int query_tile() const { return tiles.shared_queries ? 2 * tiles.stages * tile_bytes() : 0; }
-  std::string load_query_step(int k, const std::string &to) const;
   Expr load_queries(const Expr &token);
-  Expr multiply_keys(const Expr &keys, const Expr &token);
-  Expr multiply_values(const Expr &values, const Expr &token);
   std::string multiply(const std::string &sum, int first, const std::string &a, const std::string &b,
                        bool from_zero) const;
 
-  // A tile in shared memory is a row of chunks, each 64 channels wide: rows of 128 bytes whose eight pieces
-  // of 16 are permuted by the row, so that no two lanes of ldmatrix meet in a bank.
-  int chunks_;
+  // A tile in shared memory is a row of chunks: rows of 128 bytes whose eight pieces of 16 are permuted by
+  // the row, so that no two lanes of ldmatrix meet in a bank.
+  int bytes_, chunks_;
 };
 
 }  // namespace posattn

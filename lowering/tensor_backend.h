@@ -27,8 +27,10 @@ struct TensorTiles {
   bool early_value_wait;  // see Hopper::accumulate
   bool shared_queries;  // mma.sync: queries stay in shared memory, and leave their registers to larger tiles
   int blocks_per_sm;    // that registers shall leave room for
+  int group_warps = 4;  // of a warpgroup; one, where a block of threads is a single warp
 
-  int rows() const { return warpgroups * 4 * row_tiles * 16; }
+  int rows() const { return warpgroups * group_warps * row_tiles * 16; }
+  int group_threads() const { return group_warps * 32; }
   int groups() const { return warpgroups + (copy_warpgroup ? 1 : 0); }
   int scores() const { return row_tiles * keys / 2; }       // of a thread
   int outputs() const { return row_tiles * head_dim / 2; }  // of a thread
@@ -38,7 +40,8 @@ struct TensorTiles {
   int row_of_output(int i) const { return i / (head_dim / 2) * 2 + i / 2 % 2; }
 };
 
-// A matrix of tokens in device memory: its address, and steps in elements.
+// A matrix of tokens in device memory: its address, and steps in elements. What lies beyond `tokens` reads as
+// zero.
 struct TensorSource {
   Halide::Expr address, token_stride, head_stride, batch_stride;
   Halide::Expr tokens, channels;
@@ -49,6 +52,8 @@ struct TensorSource {
 struct TensorTask {
   TensorSource q, k, v;
   Halide::Expr first_row, head, kv_head, batch;
+  // Where the rows that a thread copies start, for rows of queries that are no plain matrix; empty otherwise.
+  std::vector<Halide::Expr> row_addresses;
   // Step s of `steps` is about one block of keys: the last ones from last_block down, `right` of them; then
   // from first_block up, until `masked` steps are done; then from last_block - right down.
   Halide::Expr steps, last_block, first_block, right, masked;

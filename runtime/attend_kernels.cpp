@@ -45,7 +45,10 @@ const Kernel *KernelFinder::found(KernelQuery query) {
 void KernelFinder::find_decode(const KernelQuery &decode, CommonKernels &out) const {
   KernelQuery query = decode;
   out.attention = look(query);
-  if (!out.attention) return;
+  if (out.attention) find_merge(out);
+}
+
+void KernelFinder::find_merge(CommonKernels &out) const {
   KernelQuery merge = any("merge");
   merge.head_dim = out.attention->info->head_dim;
   merge.exact_head_dim = true;

@@ -40,8 +40,9 @@ class KernelFinder {
   // A query for attention of its branches, in a head dimension that serves keys and values.
   KernelQuery attention(const char *kind, bool tabulated) const;
   const Kernel *found(KernelQuery query);
-  // Sets decode, attention and merge if there are both kernels.
+  // Sets decode, attention and merge if there are both kernels; or merge and decode, of attention.
   void find_decode(const KernelQuery &decode, CommonKernels &out) const;
+  void find_merge(CommonKernels &out) const;
   // The kernels for weights and for tables of offsets, where they are asked for.
   bool find_weights(CommonKernels &out);
   bool find_offsets(CommonKernels &out);

@@ -10,59 +10,36 @@ constexpr int kWarp = 32;
 
 }  // namespace
 
-AttentionTiles attention_tiles_cuda(int head_dim, int bytes, bool decode) {
+AttentionTiles attention_tiles_cuda(int head_dim) {
   // Shared memory stays below the 99 KB that a block of threads may have on the smallest cards.
-  if (!decode) {
-    const int rows = head_dim <= 128 ? 32 : 16;
-    return {head_dim, rows, rows, head_dim <= 64 ? 64 : 32, 8, 0, 0};
-  }
-  // A block of keys has about 32 KB: what is in flight from memory at a time.
-  const int keys = head_dim * bytes <= 256 ? 128 : head_dim * bytes <= 512 ? 64 : 32;
-  return {head_dim, 8, 8, keys, 2, 0, 0};
+  const int rows = head_dim <= 128 ? 32 : 16;
+  return {head_dim, rows, rows, head_dim <= 64 ? 64 : 32, 8, 0, 0};
 }
 
-void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, const CudaForm &form) {
+void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles) {
   const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
   const int D = tiles.head_dim, key_tiles = tiles.key_block / kWarp, query_block = tiles.query_block;
-  const int warps = form.decode ? key_tiles : query_block / tiles.rows;
+  const int warps = query_block / tiles.rows;
   Var ob("ob"), oi("oi"), dx("dx"), dv("dv"), warp("warp"), ri("ri"), ro("ro");
   Var lane_in("lane_in"), lane_out("lane_out");
 
-  // A block of threads has one block of rows, or one split of all rows, of one head. (Fused loops would lose
-  // their inner variable where two outputs are computed together.)
-  const Var part = form.decode ? split : ob, rows = form.decode ? row : oi;
+  // A block of threads has one block of rows of one head. (Fused loops would lose their inner variable where
+  // two outputs are computed together.)
   const auto into_blocks = [&, &row = row, &head = head, &batch = batch](Func g) {
-    if (!form.decode) g.split(row, ob, oi, query_block, TailStrategy::GuardWithIf);
-    g.gpu_blocks(part, head, batch);
+    g.split(row, ob, oi, query_block, TailStrategy::GuardWithIf).gpu_blocks(ob, head, batch);
   };
   // Rows in a block of threads: a warp has the same ones throughout.
-  const auto rows_to_warps = [&, &row = row](Stage stage) {
-    if (form.decode) {
-      stage.split(row, ri, warp, warps, TailStrategy::GuardWithIf);
-    } else {
-      stage.split(row, warp, ri, tiles.rows);
-    }
-  };
+  const auto rows_to_warps = [&, &row = row](Stage stage) { stage.split(row, warp, ri, tiles.rows); };
 
   into_blocks(f.out);
-  f.out.split(d, dv, dx, kWarp, TailStrategy::GuardWithIf);
-  if (form.decode) {
-    f.out.split(rows, ri, warp, warps, TailStrategy::GuardWithIf);
-  } else {
-    f.out.split(rows, warp, ri, tiles.rows);
-  }
+  f.out.split(d, dv, dx, kWarp, TailStrategy::GuardWithIf).split(oi, warp, ri, tiles.rows);
   f.out.gpu_threads(dx, warp);
   into_blocks(f.lse);
-  f.lse.split(rows, ro, ri, kWarp, TailStrategy::GuardWithIf).gpu_threads(ri);
-  if (form.decode) {
-    f.out.reorder(dv, ri, dx, warp, part, head, batch);
-    f.lse.reorder(ro, ri, part, head, batch);
-  } else {
-    // There is one split: a loop around the launch.
-    f.out.reorder(dv, ri, dx, warp, part, head, batch, split);
-    f.lse.reorder(ro, ri, part, head, batch, split);
-  }
-  f.lse.compute_with(f.out, part);
+  f.lse.split(oi, ro, ri, kWarp, TailStrategy::GuardWithIf).gpu_threads(ri);
+  // There is one split: a loop around the launch.
+  f.out.reorder(dv, ri, dx, warp, ob, head, batch, split);
+  f.lse.reorder(ro, ri, ob, head, batch, split);
+  f.lse.compute_with(f.out, ob);
 
   // A block of threads has one of all but rows, which Halide cannot see through the fused loops.
   const auto bounded_to_one = [&, block = block, split = split, row_block = row_block, head = head,
@@ -76,12 +53,11 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
   const auto bounded = [&, row = row](Func g) {
     bounded_to_one(g);
     for (const Var &v : g.args()) {
-      if (v.same_as(row)) g.bound_storage(row, query_block);
-      if (v.same_as(row) && !form.decode) g.bound_extent(row, query_block);
+      if (v.same_as(row)) g.bound_storage(row, query_block).bound_extent(row, query_block);
     }
   };
 
-  const LoopLevel per_task(f.out, part);
+  const LoopLevel per_task(f.out, ob);
 
   // Stored, or Halide would not see that they bound the loop over blocks of keys.
   f.range.compute_at(per_task).bound_extent(row_block, 1).bound_extent(batch, 1);
@@ -100,46 +76,29 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
   const LoopLevel per_block(f.state, f.rb.x);
 
   // Keys and values in shared memory.
-  const int places = D / form.per_word;
   const auto stage = [&, &d = d, &lane = lane, &tile = tile](Func g, int padding) {
-    g.compute_at(per_block).bound_extent(d, places).bound_extent(lane, kWarp).bound_extent(tile, key_tiles);
-    g.bound_storage(d, places + padding);
+    g.compute_at(per_block).bound_extent(d, D).bound_extent(lane, kWarp).bound_extent(tile, key_tiles);
+    g.bound_storage(d, D + padding);
     bounded(g);
-    if (form.decode) {
-      Var wi("wi"), wo("wo"), key("key"), ki("ki"), t("t"), ty("ty"), word("word");
-      // 16 bytes a thread.
-      g.split(d, wo, wi, 4).vectorize(wi).fuse(lane, tile, key).fuse(wo, key, word);
-      g.split(word, ki, t, kWarp * warps).split(t, ty, t, kWarp);
-      g.reorder(wi, ki, t, ty).unroll(ki).gpu_threads(t, ty);
-    } else {
-      g.split(lane, lane_out, lane_in, kWarp / warps)
-          .split(d, dv, dx, kWarp)
-          .reorder(dv, lane_in, tile, dx, lane_out)
-          .unroll(dv)
-          .unroll(lane_in)
-          .gpu_threads(dx, lane_out);
-    }
+    g.split(lane, lane_out, lane_in, kWarp / warps)
+        .split(d, dv, dx, kWarp)
+        .reorder(dv, lane_in, tile, dx, lane_out)
+        .unroll(dv)
+        .unroll(lane_in)
+        .gpu_threads(dx, lane_out);
   };
   stage(f.key, 4);
 
   f.score.compute_at(per_block).bound_extent(lane, kWarp).bound_extent(tile, key_tiles);
   bounded(f.score);
   Stage scores = f.score.update(0);
-  f.product.compute_at(f.score, lane).bound_extent(tile, form.decode ? 1 : key_tiles);
-  if (form.decode) {
-    scores.split(row, ro, ri, tiles.rows, TailStrategy::RoundUp)
-        .reorder(ri, ro, lane, f.tiles)
-        .unroll(ri)
-        .gpu_threads(lane, f.tiles);
-    f.product.compute_at(f.score, ro);
-  } else {
-    rows_to_warps(scores);
-    scores.reorder(f.tiles, ri, lane, warp).unroll(f.tiles).unroll(ri).gpu_threads(lane, warp);
-  }
+  f.product.compute_at(f.score, lane).bound_extent(tile, key_tiles);
+  rows_to_warps(scores);
+  scores.reorder(f.tiles, ri, lane, warp).unroll(f.tiles).unroll(ri).gpu_threads(lane, warp);
   f.product.bound_extent(row, tiles.rows).unroll(tile).unroll(row);
   RVar d_out("d_out"), d_in("d_in");
   f.product.update()
-      .split(f.rd.x, d_out, d_in, 4 * form.per_word)
+      .split(f.rd.x, d_out, d_in, 4)
       .reorder(tile, row, d_in, d_out)
       .unroll(tile)
       .unroll(row)
@@ -151,12 +110,8 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
   for (const Func &g : {f.product, key_registers, query_registers}) bounded_to_one(g);
   for (size_t i = 0; i < f.passes.size(); i++) {
     Stage pass = f.score.update(int(i) + 1);
-    if (form.decode) {
-      pass.reorder(row, lane, f.passes[i]).gpu_threads(lane, f.passes[i]);
-    } else {
-      rows_to_warps(pass);
-      pass.reorder(f.passes[i], ri, lane, warp).gpu_threads(lane, warp);
-    }
+    rows_to_warps(pass);
+    pass.reorder(f.passes[i], ri, lane, warp).gpu_threads(lane, warp);
   }
 
   // Each lane's maximum, then one thread a row.
@@ -182,15 +137,10 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
   f.weight.compute_at(per_block).bound_extent(lane, kWarp).bound_extent(tile, key_tiles);
   bounded(f.weight);
   Stage weights = f.weight.update();
-  if (form.decode) {
-    weights.reorder(row, lane, f.tiles).gpu_threads(lane, f.tiles);
-  } else {
-    rows_to_warps(weights);
-    weights.reorder(f.tiles, ri, lane, warp).gpu_threads(lane, warp);
-  }
+  rows_to_warps(weights);
+  weights.reorder(f.tiles, ri, lane, warp).gpu_threads(lane, warp);
 
-  // Where few rows share a value, it comes from memory directly.
-  if (!form.decode) stage(f.value, 0);
+  stage(f.value, 0);
 
   f.sum.compute_at(f.state, ri);
   bounded_to_one(f.sum);
@@ -198,70 +148,34 @@ void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, con
 
   // Of the weighted values a lane has neighbouring channels, and loads weights four at a time.
   const int channels = D / kWarp;
-  const auto weigh = [&, &row = row, &d = d, &lane = lane, &tile = tile](Func sums, Func consumer) {
-    consumer.split(d, dx, dv, channels);
-    sums.compute_at(consumer, ro)
-        .bound_extent(row, tiles.rows)
-        .bound_extent(d, channels)
-        .unroll(d)
-        .unroll(row);
-    RVar k_out("k_out"), k_in("k_in");
-    // Decoding keeps as many loads of values in flight as registers allow.
-    const int together = form.decode ? 16 : 4;
-    sums.update().split(f.rv.x, k_out, k_in, together).unroll(d).unroll(row).unroll(k_in);
-    if (form.decode) {
-      sums.update().reorder(d, row, k_in, k_out);
-    } else {
-      sums.update().reorder(d, row, k_in, k_out, f.rv.y);
-    }
-    if (form.decode && channels % (2 * form.per_word) == 0) {
-      Func value_registers = f.value.in(sums);
-      value_registers.compute_at(sums, k_out)
-          .bound_extent(d, channels / form.per_word)
-          .bound_extent(lane, together)
-          .bound_extent(tile, 1)
-          .vectorize(d, channels / form.per_word)
-          .unroll(lane);
-      bounded_to_one(value_registers);
-    }
-    Func weight_registers = f.weight.in(sums);
-    weight_registers.compute_at(sums, k_out)
-        .bound_extent(lane, together)
-        .bound_extent(tile, 1)
-        .vectorize(lane, 4)
-        .unroll(lane)
-        .unroll(row);
-    bounded_to_one(sums), bounded_to_one(weight_registers);
-  };
   f.block_output.compute_at(per_block).bound_extent(d, D);
   bounded(f.block_output);
-  if (form.decode) {
-    // Each warp sums over its tile of the keys, then all sum over warps.
-    Var u("u");
-    Func by_warp = f.weighted.update().rfactor(f.rv.y, u), shared = by_warp.in(f.weighted);
-    shared.compute_at(per_block).bound_extent(d, D).bound_extent(u, key_tiles);
-    bounded(shared);
-    weigh(by_warp, shared);
-    shared.split(row, ro, ri, tiles.rows, TailStrategy::RoundUp)
-        .reorder(dv, ri, ro, dx, u)
-        .unroll(dv)
-        .unroll(ri)
-        .gpu_threads(dx, u);
-    f.block_output.split(d, dv, dx, kWarp);
-    rows_to_warps(f.block_output);
-    f.block_output.reorder(ri, dv, dx, warp).gpu_threads(dx, warp);
-    f.weighted.compute_at(f.block_output, ri);
-    bounded_to_one(f.weighted);
-    f.weighted.update().unroll(f.rv.y);
-  } else {
-    weigh(f.weighted, f.block_output);
-    f.block_output.split(row, warp, row, tiles.rows)
-        .split(row, ro, ri, tiles.rows)
-        .reorder(dv, ri, ro, dx, warp)
-        .unroll(dv)
-        .unroll(ri)
-        .gpu_threads(dx, warp);
-  }
+  f.block_output.split(d, dx, dv, channels)
+      .split(row, warp, row, tiles.rows)
+      .split(row, ro, ri, tiles.rows)
+      .reorder(dv, ri, ro, dx, warp)
+      .unroll(dv)
+      .unroll(ri)
+      .gpu_threads(dx, warp);
+  f.weighted.compute_at(f.block_output, ro)
+      .bound_extent(row, tiles.rows)
+      .bound_extent(d, channels)
+      .unroll(d)
+      .unroll(row);
+  RVar k_out("k_out"), k_in("k_in");
+  f.weighted.update()
+      .split(f.rv.x, k_out, k_in, 4)
+      .unroll(d)
+      .unroll(row)
+      .unroll(k_in)
+      .reorder(d, row, k_in, k_out, f.rv.y);
+  Func weight_registers = f.weight.in(f.weighted);
+  weight_registers.compute_at(f.weighted, k_out)
+      .bound_extent(lane, 4)
+      .bound_extent(tile, 1)
+      .vectorize(lane, 4)
+      .unroll(row);
+  bounded_to_one(f.weighted), bounded_to_one(weight_registers);
 
   Func total_shared = f.total.in({f.inverse, f.row_lse});
   for (Func g : {total_shared, f.inverse, f.row_lse}) {

@@ -1,18 +1,13 @@
-// How attention runs on the CUDA cores of a GPU: the path that serves every case, tensor cores or not.
+// How attention of many queries runs on the CUDA cores of a GPU: the path that serves every case, tensor
+// cores or not.
 #pragma once
 
 #include "schedules/attention_simd.h"
 
 namespace posattn::schedules {
 
-struct CudaForm {
-  bool decode;
-  int per_word;  // elements in one place of what is staged of keys and values
-};
+AttentionTiles attention_tiles_cuda(int head_dim);
 
-// bytes: of an element.
-AttentionTiles attention_tiles_cuda(int head_dim, int bytes, bool decode);
-
-void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles, const CudaForm &form);
+void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles);
 
 }  // namespace posattn::schedules

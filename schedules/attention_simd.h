@@ -11,10 +11,11 @@ namespace posattn::schedules {
 
 // The stages of generators/attention_generator.cpp, by the names that they have there.
 struct AttentionFuncs {
-  Halide::Func query{"query"}, range{"range"}, edge_tiles{"edge_tiles"}, key{"key"}, product{"product"},
-      score{"score"}, ordered{"ordered"}, maximum{"maximum"}, weight{"weight"}, sum{"sum"},
-      value{"weighted_by"}, weighted{"weighted"}, block_output{"block_output"}, state{"state"},
-      total{"total"}, inverse{"inverse"}, row_lse{"row_lse"}, result{"result"};
+  Halide::Func query{"query"}, range{"range"}, edge_tiles{"edge_tiles"}, key{"key"}, loaded_key{"loaded_key"},
+      product{"product"}, score{"score"}, ordered{"ordered"}, maximum{"maximum"}, weight{"weight"},
+      sum{"sum"}, value{"weighted_by"}, loaded_value{"loaded_value"}, weighted{"weighted"},
+      block_output{"block_output"}, state{"state"}, total{"total"}, inverse{"inverse"}, row_lse{"row_lse"},
+      result{"result"};
   std::vector<Halide::Func> maximum_tree;
   Halide::Func out, lse;
   struct {
@@ -24,6 +25,7 @@ struct AttentionFuncs {
   std::vector<Halide::RDom> passes;
   bool on_tiles = false;       // products of bfloat16 on AMX tiles, weights in words of two
   bool on_dots = false;        // products of pairs of bfloat16: queries and weights in words of two
+  Halide::Expr has_visible;    // some keys are hidden by a mask; of kernels of plain keys alone
   Halide::Expr single_row;     // the kernel is called with one row
   Halide::Expr has_offsets;    // a tabulated bias is added to the products
   Halide::Expr full_head_dim;  // no padding of the head dimension is needed

@@ -37,6 +37,12 @@ enum class TensorScores { plain, table, dense, full, branches };
 // For Hopper, or for the cards since Ampere.
 TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores);
 
+// For few rows, and splits of the keys, on any card.
+TensorTiles tensor_decode_tiles(int head_dim, int bytes);
+
+// For float32, on any card.
+TensorTiles tensor_float_tiles(int head_dim, TensorScores scores);
+
 TuningSpace tensor_tuning_space(bool hopper, int head_dim, TensorScores scores);
 
 void schedule_tensor(TensorFuncs &f, const TensorTiles &tiles);

@@ -8,13 +8,14 @@ namespace posattn::schedules {
 
 // The stages of generators/merge_generator.cpp, by the names that they have there.
 struct MergeFuncs {
-  Halide::Func split_lse{"split_lse"}, maximum{"maximum"}, sum{"sum"}, row_lse{"row_lse"}, weight{"weight"},
+  Halide::Func split_lse{"split_lse"}, part_maximum{"part_maximum"}, maximum{"maximum"},
+      maximum_for_lse{"maximum_for_lse"}, sum{"sum"}, row_lse{"row_lse"}, weight{"weight"}, value{"value"},
       weighted{"weighted"};
   Halide::Func out, lse;
   struct {
-    Halide::Var d, split, query, head, batch;
+    Halide::Var d, split, query, head, batch, part;
   } vars;
-  Halide::RDom splits;
+  Halide::RDom splits, part_steps, parts;
   Halide::Expr whole_rows;  // the head dimension needs no padding
 };
 

@@ -134,6 +134,29 @@ TEST(Attend, LongKeysInSplits) {
   }
 }
 
+// Rows of several heads and queries share the splits; keys behind a length are never looked at.
+TEST(Attend, GroupedRowsInSplits) {
+  uint64_t seed = 4600;
+  for (DType type : kTypes) {
+    for (int64_t group : {1, 3, 8, 16}) {
+      for (int64_t queries : {1, 2}) {
+        CaseSpec s = small_spec(++seed);
+        s.type = type;
+        s.kv_heads = 1;
+        s.query_heads = group;
+        s.queries = queries;
+        s.keys = 1025;
+        s.head_dim = seed % 2 ? 64 : 128;
+        s.value_dim = seed % 3 ? s.head_dim : 40;
+        s.key_lengths = seed % 2;
+        s.causal = seed % 3 ? Causal::bottom_right : Causal::none;
+        s.window_left = seed % 4 ? -1 : 300;
+        EXPECT_TRUE(passes(s));
+      }
+    }
+  }
+}
+
 // Every shape that broadcasts to (B, Hq, Tq, Tk), for one mask argument.
 template <typename Set>
 void every_mask_shape(uint64_t seed, const Set &set) {
@@ -280,6 +303,25 @@ TEST(Attend, BranchesAndPositions) {
           s.weights = seed % 5 ? Weights::none : Weights::heads;
           EXPECT_TRUE(passes(s));
         }
+      }
+    }
+  }
+}
+
+TEST(Attend, BranchesOfLargeHeads) {
+  uint64_t seed = 8400;
+  for (DType type : kTypes) {
+    for (int64_t dim : {160, 256}) {
+      for (int64_t queries : {1, 19}) {
+        CaseSpec s = small_spec(++seed);
+        s.type = type;
+        s.queries = queries;
+        s.keys = 43;
+        s.head_dim = s.value_dim = dim;
+        s.branches = {"alibi"};
+        s.positions = PositionKind::fractional;
+        s.position_type = DType::f32;
+        EXPECT_TRUE(passes(s));
       }
     }
   }

@@ -24,7 +24,7 @@ CUDA_TARGETS = {
     "simt": _CUDA_HOST + "cuda-cuda_capability_80",
 }
 
-# Those whose kernels multiply on tensor cores, in 16 bits: only attention of many queries.
+# Those whose kernels multiply on tensor cores: only attention.
 _TENSOR_TARGETS = ["sm90a", "sm80"]
 _TENSOR_PROGRAM = "attention_tensor"
 
@@ -106,6 +106,22 @@ _KINDS = {
         params = {"decode": "true", "int8_cache": "true"},
         types = ["f32"],
     ),
+    # A single row is most of decoding, and on a GPU its kernel needs less of everything.
+    "decode_row": _kind(
+        "attention",
+        branches = "sets",
+        cpu = False,
+        cuda = {"key_form": "words", "query_block": "1", "tile_rows": "1"},
+        head_dim = True,
+        params = {"decode": "true"},
+    ),
+    # Up to 16 rows, and nothing added to the scores, on tensor cores.
+    "decode_plain": _kind(
+        _TENSOR_PROGRAM,
+        cpu = False,
+        head_dim = True,
+        tensor = {"compiled_terms": "plain", "decode": "true"},
+    ),
     # Joins the split keys' partial results.
     "merge": _kind("merge", cuda = {}, head_dim = True),
     # Attention weights, when a caller asks for them.
@@ -142,7 +158,9 @@ def _has_kernels(kind, type, target):
     if kind in _OPTIONAL_KINDS and target in _TARGET_TYPES:
         return False
     if target in _TENSOR_TARGETS:
-        return _KINDS[kind].tensor != None and type != "f32"
+        # Those of float32 are for any card, and for calls that do not need every term.
+        has_them = _KINDS[kind].tensor != None
+        return has_them and not (type == "f32" and (target == "sm90a" or kind == "prefill"))
     return _KINDS[kind].cuda != None if target in CUDA_TARGETS else _KINDS[kind].cpu
 
 def _program(kind, target):

@@ -126,7 +126,9 @@ class Attend {
   }
 
   void fill_tables() {
-    clear(plan_.zeros, plan_.num_zeros * int64_t{sizeof(float)});
+    // Only branches that a kernel has and a call lacks ask for zeros; other inputs that are not used are
+    // never looked at.
+    if (plan_.needs_zeros) clear(plan_.zeros, plan_.num_zeros * int64_t{sizeof(float)});
     for (int i = 0; i < inputs_.size(); ++i) {
       const TensorView &own = inputs_[i].tensor;
       if (!inputs_[i].own) continue;
@@ -452,7 +454,23 @@ class Attend {
     call.run();
   }
 
+  // Partial results as the kernel sees them: (d, row, split of a head, batch), and without d.
+  void call_tensor_decode(const Buffers &all, int64_t first_query) {
+    KernelCall call(*plan_.kernels.attention, launch_);
+    bind_scores(call, all, first_query, plan_.row_heads);
+    const auto joined = [](const KernelBuffer &b) {
+      const int last = b.dimensions - 1;
+      KernelBuffer result(b.data, b.type);
+      for (int d = 0; d < last - 2; ++d) result.dim(b.extent[d], b.stride[d]);
+      return result.dim(b.extent[last - 2] * b.extent[last - 1], b.stride[last - 2])
+          .dim(b.extent[last], b.stride[last]);
+    };
+    call.set("blocks", 1).set("k", all.k).set("v", all.v);
+    call.set("out", joined(all.partial_out)).set("lse", joined(all.partial_lse)).run();
+  }
+
   void call_attention(const Buffers &all, int64_t first_query) {
+    if (plan_.kernels.tensor && plan_.kernels.decode) return call_tensor_decode(all, first_query);
     if (plan_.kernels.tensor) return call_tensor_cores(all, first_query);
     KernelCall call(*plan_.kernels.attention, launch_);
     bind_scores(call, all, first_query, plan_.row_heads);

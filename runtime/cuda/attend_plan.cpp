@@ -8,10 +8,13 @@
 namespace posattn::cuda {
 namespace {
 
-// Keys are split until there are about so many blocks of threads: a few for every multiprocessor of a large
-// GPU. A fixed number, so that results do not depend on the GPU's size.
-constexpr int64_t kDecodeBlocks = 528;
-constexpr int64_t kDecodeKeyBlock = 128;
+constexpr int64_t kMostTensorDecodeRows = 16;
+// Keys are split until there are about so many blocks of threads, which are warps: ten for every
+// multiprocessor of a large GPU. A fixed number, so that results do not depend on the GPU's size.
+constexpr int64_t kDecodeBlocks = 1320;
+// On tensor cores, where a warp has several loads under way all the time.
+constexpr int64_t kTensorDecodeBlocks = 528;
+constexpr int64_t kDecodeKeyBlock = 32;
 constexpr int64_t kMostSplits = 1024;  // the merge kernel's
 // Elements of masks that are converted at a time, and the fewest queries for which that is worth a call.
 constexpr int64_t kMaskChunkElements = int64_t{1} << 24;
@@ -32,15 +35,26 @@ class Finder : public KernelFinder {
     out = Kernels();
     out.tabulated = tabulated;
     KernelQuery query = attention("decode", tabulated);
-    if (alignment.words && problem_.shape.queries * problem_.group <= kMostDecodeRows) {
-      find_decode(query, out);
+    const int64_t rows = checked_product(problem_.shape.queries, problem_.group, "query");
+    if (alignment.words && rows <= kMostTensorDecodeRows) {
+      out.attention = look_for_tensor_decode(query, tabulated, alignment);
+      if (out.attention) find_merge(out);
+      out.tensor = out.decode;
+      if (!out.decode && rows == 1) {
+        query.kind = "decode_row";
+        find_decode(query, out);
+        query.kind = "decode";
+      }
+      if (!out.decode && rows <= kMostDecodeRows) find_decode(query, out);
     }
     if (!out.decode) {
       out.attention = look_for_tensor_cores(query, tabulated, alignment);
       out.tensor = out.attention != nullptr;
       query.kind = "prefill";
       if (!out.tensor && !(out.attention = found(query))) return false;
-      if (out.tensor && problem_.hides_keys && !(out.clear_values = helper("clear_values"))) return false;
+      // Those of float32 look at nothing behind a length, and take no other calls that hide keys.
+      const bool clears = out.tensor && problem_.hides_keys && problem_.type != DType::f32;
+      if (clears && !(out.clear_values = helper("clear_values"))) return false;
     }
     out.rotates_together = args_.rope && alignment.adjacent;
     if (args_.rope && (!(out.rotary = found(any("rotary"))) || !(out.rotation = helper("rotation"))))
@@ -67,14 +81,35 @@ class Finder : public KernelFinder {
   }
   static bool is_tensor(int target) { return std::strcmp(target_name(target), "simt") != 0; }
 
+  bool masked() const {
+    return !args_.add_mask.empty() || !args_.keep_mask.empty() || !args_.block_mask.empty() ||
+           has_key_bias(args_) || args_.softcap != 0;
+  }
+
+  // Weights in float32 are computed from lse, and have to come from scores that are rounded as its own were.
+  bool weights_need_lse() const { return problem_.type == DType::f32 && args_.need_weights != Weights::none; }
+
+  // Lengths are fine: it looks at nothing behind them.
+  const Kernel *look_for_tensor_decode(KernelQuery query, bool tabulated, const Alignment &alignment) const {
+    if (!alignment.tiles || masked() || !args_.dense_bias.empty() || tabulated || query.branches.size > 0 ||
+        problem_.scale <= 0 || weights_need_lse()) {
+      return nullptr;
+    }
+    query.kind = "decode_plain";
+    for (int i = 0; i < targets_.size; ++i) {
+      query.target = targets_.targets[i];
+      if (const Kernel *kernel = find_kernel(query)) return kernel;
+    }
+    return nullptr;
+  }
+
   // The kernel with the fewest terms compiled in that does what is asked for.
   const Kernel *look_for_tensor_cores(KernelQuery query, bool tabulated, const Alignment &alignment) const {
-    if (problem_.type == DType::f32 || !alignment.tiles) return nullptr;
-    const bool masked = !args_.add_mask.empty() || !args_.keep_mask.empty() || !args_.block_mask.empty() ||
-                        has_key_bias(args_) || args_.softcap != 0;
+    const bool hides_keys = problem_.type == DType::f32 && has_key_bias(args_);
+    if (!alignment.tiles || hides_keys || weights_need_lse()) return nullptr;
     const bool dense = !args_.dense_bias.empty(), branches = query.branches.size > 0;
     const char *special = nullptr;
-    if (!masked && !branches) {
+    if (!masked() && !branches) {
       // Unscaled products are compared, which a scale must not turn around.
       if (!dense && !tabulated && problem_.scale > 0) special = "prefill_plain";
       if (!dense && tabulated) special = "prefill_offsets";
@@ -99,6 +134,16 @@ class Finder : public KernelFinder {
 
   const TargetList &targets_;
 };
+
+// Whether a kernel has branches that the call does not ask for, or that are tabulated.
+bool has_unused_branches(const Kernels &kernels, const AttendProblem &problem) {
+  for (const Kernel *kernel : {kernels.attention, kernels.weights}) {
+    if (!kernel || kernel->branches == 0) continue;
+    const int used = kernels.tabulated ? 0 : problem.branches.size;
+    if (__builtin_popcountll(kernel->branches) != used) return true;
+  }
+  return false;
+}
 
 Mask float_mask(const TensorView &view) {
   Mask mask;
@@ -174,11 +219,13 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
   plan.row_heads = kernels.decode ? problem.group : 1;
   const int64_t block = kernels.attention->estimate("split_blocks", 0, kDecodeKeyBlock);
   const int64_t blocks = ceil_div(shape.keys, block);
+  const int64_t most_blocks = kernels.tensor ? kTensorDecodeBlocks : kDecodeBlocks;
   const int64_t wanted =
-      kernels.decode ? std::clamp<int64_t>(kDecodeBlocks / (B * Hkv), 1, std::min(blocks, kMostSplits)) : 1;
+      kernels.decode ? std::clamp<int64_t>(most_blocks / (B * Hkv), 1, std::min(blocks, kMostSplits)) : 1;
   plan.split_blocks = ceil_div(blocks, wanted);
   plan.splits = ceil_div(blocks, plan.split_blocks);
 
+  plan.needs_zeros = has_unused_branches(kernels, problem);
   plan.num_zeros = std::max<int64_t>(Hq, 64);
   plan.zeros = workspace.take<float>(plan.num_zeros);
   plan.key_stride = ceil_div(shape.keys, kKeyTile) * kKeyTile;
@@ -238,6 +285,8 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
         workspace_product({B, Hkv, shape.keys, plan.cleared_row, size_of(problem.type)}));
   }
   take_results(args, problem, kernels.decode, plan, workspace);
+  // The merge kernel reads whole heads of its own size.
+  if (kernels.decode) workspace.take<float>(kernels.merge->info->head_dim);
   return plan;
 }
 

@@ -10,7 +10,7 @@
 namespace posattn::cuda {
 
 struct Kernels : CommonKernels {
-  bool tensor = false;            // `attention` runs on tensor cores
+  bool tensor = false;            // `attention` runs on tensor cores; with decode, too
   bool rotates_together = false;  // keys are heads behind the queries, of the same positions
   const Kernel *rotation = nullptr, *positions = nullptr;
   const Kernel *key_mask = nullptr, *float_mask = nullptr, *keep_mask = nullptr;
@@ -42,8 +42,9 @@ struct Plan : ResultPlan {
   int64_t key_stride = 0;
   int64_t q_position_batches = 1, k_position_batches = 1;
   float *q_positions = nullptr, *k_positions = nullptr;  // (token, batch, high or low)
-  float *zeros = nullptr;
+  float *zeros = nullptr;                                // cleared where needs_zeros
   int64_t num_zeros = 0;
+  bool needs_zeros = false;
   float *offsets = nullptr, *other_offsets = nullptr, *no_offsets = nullptr;
   int64_t num_offsets = 0, offsets_stride = 0, offsets_front = 0;  // front: entries before the first
   void *own[BranchInputs::kCapacity] = {};  // branches' own memory, by their place among the inputs

@@ -37,9 +37,9 @@ Tensor random_tensor(DType type, std::initializer_list<int64_t> shape) {
 }
 
 bool is(const KernelInfo &kernel, const char *kind) { return std::strcmp(kernel.kind, kind) == 0; }
-bool is_prefill(const KernelInfo &kernel) {
-  return std::strncmp(kernel.kind, "prefill", std::strlen("prefill")) == 0;
-}
+// All attention of many queries, and of few.
+bool is_prefill(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("prefill", 0) == 0; }
+bool is_decode(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("decode", 0) == 0; }
 
 int64_t head_dim(const KernelInfo &kernel) { return kernel.head_dim ? kernel.head_dim : kUsualHeadDim; }
 
@@ -280,7 +280,7 @@ BenchWork make_work(const KernelInfo &kernel, const BenchSizes &sizes) {
   if (is(kernel, "prefill_i8")) return attention_work(kernel, sizes, false, CacheFormat::int8);
   if (is(kernel, "decode_i8")) return attention_work(kernel, sizes, true, CacheFormat::int8);
   if (is_prefill(kernel) || is(kernel, "weights")) return attention_work(kernel, sizes, false);
-  if (is(kernel, "decode")) return attention_work(kernel, sizes, true);
+  if (std::string(kernel.kind).rfind("decode", 0) == 0) return attention_work(kernel, sizes, true);
   if (runs_on_gpu(kernel)) return {};
   if (is(kernel, "pack_keys")) return packing_work(kernel, sizes);
   if (is(kernel, "rotary")) return rotary_work(kernel, sizes);

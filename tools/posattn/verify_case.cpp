@@ -30,13 +30,16 @@ bool is_special_prefill(const KernelInfo &kernel) {
 bool reads_int8(const KernelInfo &kernel) {
   return is(kernel, "prefill_i8") || is(kernel, "decode_i8");
 }
+// All attention of many queries, and of few: decode, decode_row, decode_plain.
+bool is_prefill(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("prefill", 0) == 0; }
+bool is_decode(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("decode", 0) == 0; }
 
 // The type of calls that run this kernel: its own, except that tables of offsets are float32 for all types,
 // and a target may have attention of another type only.
 DType type_of_call(const KernelInfo &kernel) {
   const KernelInfo *any = nullptr;
   for (const KernelInfo *other : all_kernels()) {
-    if (!is(*other, "prefill") || std::string(other->target) != kernel.target) continue;
+    if (!is_prefill(*other) || std::string(other->target) != kernel.target) continue;
     if (std::string(other->type) == kernel.type) return type_of(kernel);
     any = other;
   }
@@ -47,7 +50,7 @@ DType type_of_call(const KernelInfo &kernel) {
 int64_t largest_head_dim(const KernelInfo &kernel) {
   int64_t largest = 0;
   for (const KernelInfo *other : all_kernels())
-    if (is(*other, "prefill") && type_of(*other) == type_of_call(kernel) &&
+    if (is_prefill(*other) && type_of(*other) == type_of_call(kernel) &&
         std::string(other->target) == kernel.target)
       largest = std::max<int64_t>(largest, other->head_dim);
   return largest;
@@ -82,7 +85,8 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
   spec.head_dim = random.chance(0.6) ? largest : random.integer(smallest, largest);
   spec.value_dim = random.chance(0.6) ? spec.head_dim : random.integer(smallest, largest);
 
-  if (is_special_prefill(kernel)) leave_out_terms(kernel, spec);
+  if (is(kernel, "decode_row")) spec.query_heads = spec.kv_heads;
+  if (is_special_prefill(kernel) || is(kernel, "decode_plain")) leave_out_terms(kernel, spec);
   if (std::string(kernel.target) != "simt" && runs_on_gpu(kernel)) {
     // Others run on CUDA cores.
     constexpr int64_t kAligned = 8;
@@ -92,15 +96,14 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
 
   // A few queries with many keys are decoding, with the keys in parts; many queries are prefill.
   const bool splits_keys = is(kernel, "merge");
-  if (splits_keys || is(kernel, "decode") || is(kernel, "decode_i8")) {
+  if (splits_keys || is_decode(kernel)) {
     spec.queries = 1;
     // ALiBi of far keys makes logits of -100, whose rounding alone may be more than the rule allows.
     const bool alibi = std::count(spec.branches.begin(), spec.branches.end(), "alibi") > 0;
     spec.keys = splits_keys ? random.integer(4000, 9000) : random.integer(1, alibi ? 300 : 2500);
     spec.batch = 1;
   } else {
-    const bool many = is(kernel, "prefill") || is(kernel, "prefill_i8") || is_special_prefill(kernel);
-    spec.queries = random.integer(many ? 40 : 1, 130);
+    spec.queries = random.integer(is_prefill(kernel) ? 40 : 1, 130);
     spec.keys = random.chance(0.4) ? spec.queries : random.integer(1, 260);
   }
 
@@ -208,9 +211,8 @@ std::string why_not(const KernelInfo &kernel) {
   for (const std::string &name : branch_names(kernel))
     if (name != "relative" && name != "alibi" && name != "t5")
       return "no formula in float64 for branch " + name;
-  if (is_special_prefill(kernel)) return "";
-  for (const char *kind : {"prefill", "prefill_i8", "decode", "decode_i8", "merge", "weights", "offsets",
-                           "pack_keys", "pack_values", "rotary", "projection"})
+  if (is_prefill(kernel) || is_decode(kernel)) return "";
+  for (const char *kind : {"merge", "weights", "offsets", "pack_keys", "pack_values", "rotary", "projection"})
     if (is(kernel, kind)) return "";
   return "nothing to compute for kind " + std::string(kernel.kind);
 }
