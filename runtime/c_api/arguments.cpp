@@ -49,6 +49,11 @@ Rope::Layout rope_layout_of(int32_t layout) {
   return layout == POSATTN_ROPE_HALF ? Rope::Layout::half : Rope::Layout::interleaved;
 }
 
+bool is_cuda(int32_t device) {
+  check_enum(device, POSATTN_CUDA, "device");
+  return device == POSATTN_CUDA;
+}
+
 Relative::Sign sign_of(int32_t sign) {
   check_enum(sign, POSATTN_PLUS, "sign");
   return sign == POSATTN_PLUS ? Relative::Sign::plus : Relative::Sign::minus;

@@ -17,6 +17,7 @@ TensorView view_of(const posattn_tensor &tensor, const char *what);
 TensorView view_of(const posattn_tensor *tensor, const char *what);
 MutableTensorView mutable_view_of(const posattn_tensor &tensor, const char *what);
 Rope::Layout rope_layout_of(int32_t layout);
+bool is_cuda(int32_t device);
 Relative::Sign sign_of(int32_t sign);
 
 Causal causal_of(int32_t causal);

@@ -7,7 +7,6 @@
 #include "runtime/c_api/arguments.h"
 #include "runtime/c_api/status.h"
 #include "runtime/cuda/layers.h"
-#include "runtime/error.h"
 
 namespace posattn::c_api {
 namespace {
@@ -151,10 +150,7 @@ posattn_status posattn_layer_load(const char *path, const char *prefix, const po
     required(layer, "layer");
     const posattn_layer_options &given = required(options, "options");
     const posattn::SafeTensors file = posattn::SafeTensors::open(path);
-    if (given.device != POSATTN_CPU && given.device != POSATTN_CUDA) {
-      posattn::fail("device: expected 0 (CPU) or 1 (CUDA), got ", given.device);
-    }
-    const bool on_cuda = given.device == POSATTN_CUDA;
+    const bool on_cuda = posattn::c_api::is_cuda(given.device);
     const posattn::CudaDevice gpu({given.stream, 0});
     posattn::LayerOptions layer_options = posattn::c_api::layer_options(given);
     if (on_cuda) layer_options.device = &gpu;

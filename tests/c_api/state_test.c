@@ -222,6 +222,10 @@ static void test_layer(void) {
   options.positions = "rope";
   options.rope_layout = 2;
   CHECK_ERROR(posattn_layer_load(path, "layer.", &options, &layer), "rope_layout: expected 0 to 1, got 2");
+  options.rope_layout = POSATTN_ROPE_INTERLEAVED;
+  options.device = 2;
+  CHECK_ERROR(posattn_layer_load(path, "layer.", &options, &layer), "device: expected 0 to 1, got 2");
+  options.device = POSATTN_CPU;
   CHECK(remove(path) == 0);
   CHECK_ERROR(posattn_layer_load(path, "layer.", &options, &layer), "");
   CHECK_ERROR(posattn_layer_load(NULL, "layer.", &options, &layer), "path: expected a pointer, got null");
