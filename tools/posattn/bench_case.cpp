@@ -280,7 +280,7 @@ BenchWork make_work(const KernelInfo &kernel, const BenchSizes &sizes) {
   if (is(kernel, "prefill_i8")) return attention_work(kernel, sizes, false, CacheFormat::int8);
   if (is(kernel, "decode_i8")) return attention_work(kernel, sizes, true, CacheFormat::int8);
   if (is_prefill(kernel) || is(kernel, "weights")) return attention_work(kernel, sizes, false);
-  if (std::string(kernel.kind).rfind("decode", 0) == 0) return attention_work(kernel, sizes, true);
+  if (is_decode(kernel)) return attention_work(kernel, sizes, true);
   if (runs_on_gpu(kernel)) return {};
   if (is(kernel, "pack_keys")) return packing_work(kernel, sizes);
   if (is(kernel, "rotary")) return rotary_work(kernel, sizes);
