@@ -214,6 +214,9 @@ def _collect(session):
     incoming, complaints = records.read(path)
     for complaint in complaints:
         _say(f"ignored: {complaint}")
+    # It is known by more than its fingerprint now.
+    devices = {record["device"]["fingerprint"]: record["device"] for record in incoming}
+    session.device = devices.get(session.device["fingerprint"], session.device)
     generators = dict(session.subjects())
     subjects = list(generators)
     reasons, added = {}, 0
