@@ -86,10 +86,9 @@ class Session:
         self.manifest = kernels.Manifest(args.manifest)
         # What runs the target here, if anything does: candidates for a GPU are built without one.
         self.here = measuring.device(self.manifest)
-        self.target = args.target or self.here["targets"][0]
-        if self.manifest.runs_on_gpu(self.target):
+        if self.manifest.runs_on_gpu(args.target):
             try:
-                self.here = measuring.device(self.manifest, self.target)
+                self.here = measuring.device(self.manifest, args.target)
             except kernels.Failed as error:
                 self.here = {"fingerprint": "", "gpu": f"no GPU ({error})", "cores": 0, "targets": []}
         self.device = self.here
@@ -98,13 +97,22 @@ class Session:
         default = pathlib.Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."), "schedules", "tuned")
         self.tuned = _path(args.tuned) if args.tuned else default
 
+    def target(self, known, type_):
+        """The one that was asked for, or the best that has kernels of this type."""
+        if self.args.target:
+            return self.args.target
+        builds = known.get("builds", {})
+        targets = self.here["targets"]
+        return next((t for t in targets if t in builds and type_ in builds[t]["types"]), targets[0])
+
     def subjects(self):
         """(Subject, Generator) of each kernel and class of shapes."""
         for kind in self.args.kind:
             known = self.manifest.kinds.get(kind, {})
             for head_dim in (self.args.head_dim or [0]) if known.get("head_dim", True) else [0]:
                 for type_ in self.args.type or ["f32"]:
-                    kernel = kernels.Kernel(kind, head_dim, type_, self.target, self.args.branches)
+                    target = self.target(known, type_)
+                    kernel = kernels.Kernel(kind, head_dim, type_, target, self.args.branches)
                     yield from self._classes(kernel)
 
     def _classes(self, kernel):
@@ -130,7 +138,7 @@ class Session:
         if not name:
             folder = self.tuned / "studies"
             folder.mkdir(parents=True, exist_ok=True)
-            name = str(folder / f"{self.target}.journal")
+            name = str(folder / "studies.journal")
         return search.open_storage(name if "://" in name else str(_path(name)))
 
     def read(self, subject):
@@ -168,9 +176,9 @@ def _run(session):
     if session.device is not session.here:
         raise kernels.Failed(f"this device is {session.here['fingerprint']}: to tune for another one, bundle and collect")
     subjects = list(session.subjects())  # what is wrong with any of them is said before the first one is measured
-    if session.target not in session.here["targets"]:
+    if args.target and args.target not in session.here["targets"]:
         raise kernels.Failed(
-            f"this machine does not run {session.target}: "
+            f"this machine does not run {args.target}: "
             f"{records.device_name(session.here)} runs {', '.join(session.here['targets']) or 'no target'}"
         )
     storage = session.storage()
