@@ -56,8 +56,7 @@ TuningPoint point_of(const TuningSpace &space, const ProgramArguments &arguments
   TuningPoint point;
   for (const auto &parameter : space.parameters) {
     const auto given = arguments.parameters.find(parameter.name);
-    point[parameter.name] =
-        given == arguments.parameters.end() ? parameter.value : std::stoi(given->second);
+    point[parameter.name] = given == arguments.parameters.end() ? parameter.value : std::stoi(given->second);
   }
   return point;
 }

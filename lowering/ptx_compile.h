@@ -1,5 +1,5 @@
-// Compiles generators with inline PTX. Halide's own way has no place to rewrite a module between the making of
-// its PTX text and the writing of the object file.
+// Compiles generators with inline PTX. Halide's own way has no place to rewrite a module between the making
+// of its PTX text and the writing of the object file.
 #pragma once
 
 #include <string>
@@ -9,9 +9,9 @@
 
 namespace posattn {
 
-// FOLDER/FUNCTION.a, a static library, of a generator that is a PtxKernel and whose parameters are set. Throws
-// std::runtime_error: where there is ptxas, also for what it says about embedded machine code that would be
-// slow.
+// FOLDER/FUNCTION.a, a static library, of a generator that is a PtxKernel and whose parameters are set.
+// Throws std::runtime_error: where there is ptxas, also for what it says about embedded machine code that
+// would be slow.
 void compile_ptx(Halide::Internal::AbstractGenerator &generator, const std::string &function,
                  const std::string &folder);
 

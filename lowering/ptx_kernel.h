@@ -10,8 +10,8 @@
 namespace posattn {
 
 // What such a generator derives from besides Halide::Generator. Its one Halide output is a Func of tokens,
-// which is never stored: the pass below takes it out of the kernel, and compile_ptx() (ptx_compile.h) out of the
-// arguments. What the instructions store to is declared as inputs, of which compile_ptx() makes outputs.
+// which is never stored: the pass below takes it out of the kernel, and compile_ptx() (ptx_compile.h) out of
+// the arguments. What the instructions store to is declared as inputs, of which compile_ptx() makes outputs.
 class PtxKernel {
  public:
   virtual ~PtxKernel() = default;

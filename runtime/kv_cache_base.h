@@ -9,9 +9,9 @@ namespace posattn {
 enum class CacheFormat {
   exact,  // bit by bit
   // Each row of a key or a value, of one token and head, as 8-bit integers and one float32 scale, its largest
-  // magnitude / 127: a quarter of the memory of float32, and of what decoding reads. Elements are off by at most
-  // half a scale, and attention is otherwise as exact as ever. A row that holds a NaN or an infinity reads as NaN;
-  // one without any magnitude above 1e-30 as zeros.
+  // magnitude / 127: a quarter of the memory of float32, and of what decoding reads. Elements are off by at
+  // most half a scale, and attention is otherwise as exact as ever. A row that holds a NaN or an infinity
+  // reads as NaN; one without any magnitude above 1e-30 as zeros.
   int8,
 };
 

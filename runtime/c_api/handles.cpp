@@ -98,9 +98,8 @@ posattn_status posattn_cache_create_int8(int64_t batch, int64_t kv_heads, int64_
                                          int64_t capacity, posattn_cache **cache) {
   return guarded([&] {
     required(cache, "cache");
-    *cache = new posattn_cache{
-        std::make_unique<posattn::KvCache>(batch, kv_heads, head_dim, value_dim, capacity, posattn::DType::f32,
-                                           posattn::CacheFormat::int8)};
+    *cache = new posattn_cache{std::make_unique<posattn::KvCache>(
+        batch, kv_heads, head_dim, value_dim, capacity, posattn::DType::f32, posattn::CacheFormat::int8)};
   });
 }
 

@@ -74,7 +74,8 @@ class PlacedLayer {
   virtual void forward_into(const ForwardArgs &args, const ForwardOutputs &outputs) const = 0;
   virtual void forward_from_host(const ForwardArgs &args, const ForwardOutputs &outputs) const = 0;
   virtual size_t workspace_size(const ForwardArgs &args) const = 0;
-  virtual std::unique_ptr<KvCacheBase> make_cache(int64_t batch, int64_t capacity, CacheFormat format) const = 0;
+  virtual std::unique_ptr<KvCacheBase> make_cache(int64_t batch, int64_t capacity,
+                                                  CacheFormat format) const = 0;
 
  protected:
   PositionSet positions_;

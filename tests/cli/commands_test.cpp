@@ -67,7 +67,8 @@ TEST(Kernels, ListsEachKernelOnce) {
                          std::string(other->target) == kernel->target;
       if (alike) sizes.emplace(other->max_queries, other->max_keys);
     }
-    EXPECT_EQ(count, static_cast<int>(sizes.size())) << kernel->kind << " " << kernel->branches << " " << dim << " " << kernel->type;
+    EXPECT_EQ(count, static_cast<int>(sizes.size()))
+        << kernel->kind << " " << kernel->branches << " " << dim << " " << kernel->type;
     bytes += kernel->size;
   }
   EXPECT_GT(bytes, 0);

@@ -27,9 +27,7 @@ bool is_special_prefill(const KernelInfo &kernel) {
   return std::string(kernel.kind).rfind("prefill_", 0) == 0 && !is(kernel, "prefill_i8");
 }
 
-bool reads_int8(const KernelInfo &kernel) {
-  return is(kernel, "prefill_i8") || is(kernel, "decode_i8");
-}
+bool reads_int8(const KernelInfo &kernel) { return is(kernel, "prefill_i8") || is(kernel, "decode_i8"); }
 // All attention of many queries, and of few: decode, decode_row, decode_plain.
 bool is_prefill(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("prefill", 0) == 0; }
 bool is_decode(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("decode", 0) == 0; }

@@ -71,7 +71,8 @@ ordered_json describe_gpu() {
   const cuda::ContextState &gpu = scope.context();
   std::ostringstream identity;
   identity << gpu.name() << '/' << gpu.capability() << '/' << gpu.multiprocessors();
-  return {{"fingerprint", fingerprint(identity.str())}, {"gpu", gpu.name()}, {"cores", gpu.multiprocessors()}};
+  return {
+      {"fingerprint", fingerprint(identity.str())}, {"gpu", gpu.name()}, {"cores", gpu.multiprocessors()}};
 }
 
 }  // namespace

@@ -93,9 +93,9 @@ ordered_json measure_here(const ordered_json &job) {
   }
 
   const Contender baseline(job.at("baseline"), key, sizes);
-  const Timing timing = interleave(candidate.call(), baseline.call(),
-                                   {job.at("seconds"), job.at("threads"), candidate.work.finish,
-                                    job.value("give_up", 0.0)});
+  const Timing timing =
+      interleave(candidate.call(), baseline.call(),
+                 {job.at("seconds"), job.at("threads"), candidate.work.finish, job.value("give_up", 0.0)});
   result["seconds"] = {{"best", timing.candidate_best}, {"median", timing.candidate_median}};
   result["baseline_seconds"] = {{"best", timing.baseline_best}, {"median", timing.baseline_median}};
   result["ratio"] = timing.ratio;

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
-#include "runtime/error.h"
 #include "runtime/cuda/targets.h"
+#include "runtime/error.h"
 #include "runtime/kernel_registry.h"
 #include "tools/tune/device.h"
 #include "tools/tune/job.h"
