@@ -26,8 +26,10 @@ class OutcomesTest(TuningTest):
         os.environ["FAULTS"] = json.dumps(FAULTS)
         self.manifest = kernels.Manifest(path)
         device = measuring.device(self.manifest)
-        os.environ["REAL_PROGRAM"] = manifest.program("rotary", device["targets"][0])
-        kernel = kernels.Kernel("rotary", 0, "f32", device["targets"][0])
+        os.environ["REAL_PROGRAM"] = manifest.program("rotary", device["targets"][0])  # one for all
+        builds = self.manifest.kinds["rotary"]["builds"]
+        target = next(name for name in device["targets"] if "f32" in builds[name]["types"])
+        kernel = kernels.Kernel("rotary", 0, "f32", target)
         generator = kernels.Generator(self.manifest, kernel)
         space = generator.space()
         self.subject = records.Subject(kernel, space.shapes["any"], space, "code", device, 1)

@@ -60,7 +60,7 @@ void print_result(const KernelInfo &kernel, const BenchWork &work, const std::ve
             << (kernel.head_dim ? std::to_string(kernel.head_dim) : "any") << std::fixed
             << std::setprecision(1) << std::setw(9) << rate(times.front()) << std::setw(9)
             << rate(times[times.size() / 2]) << "  " << std::left << std::setw(9) << work.unit << work.sizes
-            << '\n'
+            << (calls_of(kernel) == "all" ? "" : "; tuned for " + calls_of(kernel)) << '\n'
             << std::flush;
 }
 

@@ -107,6 +107,15 @@ DType type_of(const KernelInfo &kernel) {
   fail("kernel: expected f32, bf16 or f16, got ", kernel.type);
 }
 
+std::string calls_of(const KernelInfo &kernel) {
+  const auto most = [](int32_t count, const char *what) {
+    return count ? "up to " + std::to_string(count) + " " + what : std::string();
+  };
+  const std::string queries = most(kernel.max_queries, "queries"), keys = most(kernel.max_keys, "keys");
+  if (queries.empty() && keys.empty()) return "all";
+  return queries + (queries.empty() || keys.empty() ? "" : ", ") + keys;
+}
+
 int64_t next_smaller_head_dim(const KernelInfo &kernel) {
   int64_t smaller = 0;
   for (const KernelInfo *other : all_kernels()) {

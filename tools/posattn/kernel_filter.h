@@ -32,6 +32,7 @@ void take_kernel(const KernelInfo &kernel);
 void take_any_kernel();
 std::vector<std::string> branch_names(const KernelInfo &kernel);  // {} for "none"
 DType type_of(const KernelInfo &kernel);
+std::string calls_of(const KernelInfo &kernel);  // that it is tuned for: "all", "up to 2048 keys"
 // The next smaller head dimension for which there is such a kernel; 0 if there is none. Between that and its
 // own lie the head dimensions that a kernel serves.
 int64_t next_smaller_head_dim(const KernelInfo &kernel);

@@ -27,16 +27,6 @@ std::string kilobytes(int64_t bytes) {
   return text.str();
 }
 
-// Which calls it is tuned for.
-std::string calls_of(const KernelInfo &kernel) {
-  const auto most = [](int32_t count, const char *what) {
-    return count ? "up to " + std::to_string(count) + " " + what : std::string();
-  };
-  const std::string queries = most(kernel.max_queries, "queries"), keys = most(kernel.max_keys, "keys");
-  if (queries.empty() && keys.empty()) return "all";
-  return queries + (queries.empty() || keys.empty() ? "" : ", ") + keys;
-}
-
 void print_kernels(const std::vector<const KernelInfo *> &kernels) {
   size_t width = std::string("branches").size(), kind_width = std::string("kind").size();
   for (const KernelInfo *kernel : kernels) {

@@ -32,6 +32,7 @@ std::string title(const KernelInfo &kernel) {
   std::string text =
       std::string(kernel.target) + " " + kernel.kind + " " + kernel.branches + " " + kernel.type;
   if (kernel.head_dim) text += " head dim " + std::to_string(kernel.head_dim);
+  if (calls_of(kernel) != "all") text += " for " + calls_of(kernel);
   return text;
 }
 
