@@ -108,7 +108,8 @@ class Search:
             try:
                 self._try(trial)
             except BaseException:
-                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                # An interruption may have come just after it was told.
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
                 raise
         self._progress.say("the space has no more candidates")
 
