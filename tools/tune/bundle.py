@@ -13,8 +13,8 @@ import search
 _PROPOSALS_PER_CANDIDATE = 10  # those that are infeasible, or known, included
 _SCRIPT = """#!/bin/sh
 # Measures what has no record in records.jsonl yet. Bring that file back: tune collect records.jsonl
-cd "$(dirname "$0")" && exec ./measure jobs.jsonl -o records.jsonl
-""".replace("measure jobs.jsonl", "measure jobs jobs.jsonl")
+cd "$(dirname "$0")" && exec ./measure jobs jobs.jsonl -o records.jsonl
+"""
 
 
 def _candidates(subject, generator, count, seed, results):

@@ -129,10 +129,11 @@ class Search:
             for other in self._study.get_trials(deepcopy=False)
             if other.number != trial.number
         )
-        outcome, ratios = self._measure(trial, point, results)
+        outcome = self._measure(trial, point, results)
         if not again:
             trial.set_user_attr("outcome", outcome)
-        score = self._results().score(point)
+        results = self._results()
+        score = results.score(point)
         if outcome == "ok":
             self._study.tell(trial, score)
         else:
@@ -140,31 +141,27 @@ class Search:
         if not again:
             text = " ".join(f"{name}={value}" for name, value in point.items())
             what = f"{text}: {score:.3f}" if outcome == "ok" else f"{text}: {outcome}"
-            self._progress.candidate(what, self._best(), count_measured(self._study))
-
-    def _best(self):
-        ranked = self._results().ranked()
-        return ranked[0][0] if ranked else None
+            ranked = results.ranked()
+            self._progress.candidate(what, ranked[0][0] if ranked else None, count_measured(self._study))
 
     def _measure(self, trial, point, results):
-        """(outcome, ratios), from records where there are some."""
-        built, ratios = None, []
+        """The outcome, from records where there are some."""
+        built = None
         try:
             for index in range(len(self._subject.shape["timed"])):
                 record = results.failure(point) or results.of(point, index)
                 if record is None:
                     built = built or self._workbench.build(point)
                     if built is None:
-                        return "build failed", ratios
+                        return "build failed"
                     record = self._workbench.measure(point, built, index)
                 if record["outcome"] != "ok":
                     self._progress.say(f"{record['outcome']}: {record.get('detail', '')[:300]}")
-                    return record["outcome"], ratios
-                ratios.append(record["ratio"])
+                    return record["outcome"]
                 trial.report(record["ratio"], index)
                 if index + 1 < len(self._subject.shape["timed"]) and trial.should_prune():
-                    return "pruned", ratios
-            return "ok", ratios
+                    return "pruned"
+            return "ok"
         finally:
             if built:
                 built[0].unlink()
