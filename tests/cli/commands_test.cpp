@@ -39,6 +39,18 @@ std::string f32_target() {
   return "none";
 }
 
+// Those that were tuned for calls of some sizes count each.
+size_t variants_of(const std::string &kind, const std::string &branches, int32_t head_dim,
+                   const std::string &type, const std::string &target) {
+  std::set<std::pair<int32_t, int32_t>> sizes;
+  for (const KernelInfo *kernel : all_kernels()) {
+    const bool alike = kernel->kind == kind && kernel->branches == branches && kernel->head_dim == head_dim &&
+                       kernel->type == type && kernel->target == target;
+    if (alike) sizes.emplace(kernel->max_queries, kernel->max_keys);
+  }
+  return sizes.size();
+}
+
 bool runnable(const std::string &target) {
   for (const TargetInfo &info : targets())
     if (info.name == target) return info.cpu_has_it && info.linked;
@@ -58,16 +70,9 @@ TEST(Kernels, ListsEachKernelOnce) {
     for (const auto &line : lines)
       count += line.size() >= 6 && line[0] == kernel->kind && line[1] == kernel->branches && line[2] == dim &&
                line[3] == kernel->type && line[4] == kernel->target;
-    // Those that were tuned for calls of some sizes have a line each.
-    std::set<std::pair<int32_t, int32_t>> sizes;
-    for (const KernelInfo *other : all_kernels()) {
-      const bool alike = std::string(other->kind) == kernel->kind &&
-                         std::string(other->branches) == kernel->branches &&
-                         other->head_dim == kernel->head_dim && std::string(other->type) == kernel->type &&
-                         std::string(other->target) == kernel->target;
-      if (alike) sizes.emplace(other->max_queries, other->max_keys);
-    }
-    EXPECT_EQ(count, static_cast<int>(sizes.size()))
+    const size_t expected =
+        variants_of(kernel->kind, kernel->branches, kernel->head_dim, kernel->type, kernel->target);
+    EXPECT_EQ(count, static_cast<int>(expected))
         << kernel->kind << " " << kernel->branches << " " << dim << " " << kernel->type;
     bytes += kernel->size;
   }
@@ -119,16 +124,10 @@ TEST(Verify, FiltersAndSeeds) {
                                f32_target(), "--branches", "none"};
   const Finished first = posattn(arguments), again = posattn(arguments);
   EXPECT_EQ(first.exit_code, 0) << first.out << first.err;
-  std::set<std::pair<int32_t, int32_t>> sizes;
-  for (const KernelInfo *kernel : all_kernels()) {
-    const bool matches = std::string(kernel->kind) == "decode" && std::string(kernel->type) == "f32" &&
-                         kernel->head_dim == 64 && kernel->target == f32_target() &&
-                         std::string(kernel->branches) == "none";
-    if (matches) sizes.emplace(kernel->max_queries, kernel->max_keys);
-  }
-  const std::string count = std::to_string(sizes.size());
+  const size_t variants = variants_of("decode", "none", 64, "f32", f32_target());
+  const std::string count = std::to_string(variants);
   const std::string summary =
-      count + " kernels verified with " + std::to_string(3 * sizes.size()) + " cases: " + count + " passed";
+      count + " kernels verified with " + std::to_string(3 * variants) + " cases: " + count + " passed";
   EXPECT_NE(first.out.find(summary), std::string::npos) << first.out;
   EXPECT_EQ(first.out, again.out);
 }

@@ -36,11 +36,6 @@ Tensor random_tensor(DType type, std::initializer_list<int64_t> shape) {
   return tensor;
 }
 
-bool is(const KernelInfo &kernel, const char *kind) { return std::strcmp(kernel.kind, kind) == 0; }
-// All attention of many queries, and of few.
-bool is_prefill(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("prefill", 0) == 0; }
-bool is_decode(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("decode", 0) == 0; }
-
 int64_t head_dim(const KernelInfo &kernel) { return kernel.head_dim ? kernel.head_dim : kUsualHeadDim; }
 
 // A call of attend() with all the memory that it uses.
@@ -74,19 +69,20 @@ struct Attention {
       args.key = key.view();
       args.value = value.view();
     }
-    if (is(kernel, "weights")) {
+    if (is_kind(kernel, "weights")) {
       weights = Tensor(type, {sizes.batch, sizes.heads, queries, keys});
       args.weights = weights;
       args.need_weights = Weights::heads;
     }
-    if (is(kernel, "prefill_dense")) {
+    if (is_kind(kernel, "prefill_dense")) {
       dense = random_tensor(DType::f32, {1, 1, queries, keys});
       args.dense_bias = dense.view();
     }
     // Any branch that can be tabulated makes a table.
-    add_branches(is(kernel, "prefill_offsets") ? std::vector<std::string>{"relative"} : branch_names(kernel),
-                 sizes.heads);
-    if (runs_on_gpu(kernel)) {
+    add_branches(
+        is_kind(kernel, "prefill_offsets") ? std::vector<std::string>{"relative"} : branch_names(kernel),
+        sizes.heads);
+    if (runs_on_gpu(kernel.target)) {
       staged = std::make_unique<StagedAttend>(args, stream);
       gpu_workspace = CudaMemory(attend_workspace_size(staged->args(), stream), stream);
     } else {
@@ -155,7 +151,7 @@ BenchWork attention_work(const KernelInfo &kernel, const BenchSizes &sizes, bool
                          CacheFormat format = CacheFormat::exact) {
   const int64_t queries = decode ? 1 : sizes.queries;
   const int64_t keys = sizes.keys ? sizes.keys : decode ? kCachedKeys : queries;
-  const bool weights = is(kernel, "weights"), on_gpu = runs_on_gpu(kernel);
+  const bool weights = is_kind(kernel, "weights"), on_gpu = runs_on_gpu(kernel.target);
   const bool int8 = format == CacheFormat::int8;
   // A GPU has no packed cache.
   const auto call =
@@ -277,14 +273,14 @@ BenchWork projection_work(const KernelInfo &kernel, const BenchSizes &sizes) {
 }  // namespace
 
 BenchWork make_work(const KernelInfo &kernel, const BenchSizes &sizes) {
-  if (is(kernel, "prefill_i8")) return attention_work(kernel, sizes, false, CacheFormat::int8);
-  if (is(kernel, "decode_i8")) return attention_work(kernel, sizes, true, CacheFormat::int8);
-  if (is_prefill(kernel) || is(kernel, "weights")) return attention_work(kernel, sizes, false);
+  if (is_kind(kernel, "prefill_i8")) return attention_work(kernel, sizes, false, CacheFormat::int8);
+  if (is_kind(kernel, "decode_i8")) return attention_work(kernel, sizes, true, CacheFormat::int8);
+  if (is_prefill(kernel) || is_kind(kernel, "weights")) return attention_work(kernel, sizes, false);
   if (is_decode(kernel)) return attention_work(kernel, sizes, true);
-  if (runs_on_gpu(kernel)) return {};
-  if (is(kernel, "pack_keys")) return packing_work(kernel, sizes);
-  if (is(kernel, "rotary")) return rotary_work(kernel, sizes);
-  if (is(kernel, "projection")) return projection_work(kernel, sizes);
+  if (runs_on_gpu(kernel.target)) return {};
+  if (is_kind(kernel, "pack_keys")) return packing_work(kernel, sizes);
+  if (is_kind(kernel, "rotary")) return rotary_work(kernel, sizes);
+  if (is_kind(kernel, "projection")) return projection_work(kernel, sizes);
   return {};
 }
 

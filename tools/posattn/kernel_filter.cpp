@@ -1,6 +1,7 @@
 #include "tools/posattn/kernel_filter.h"
 
 #include <algorithm>
+#include <cstring>
 #include <sstream>
 #include <tuple>
 
@@ -30,14 +31,6 @@ template <typename T>
 void add_repeatable(CLI::App &app, const std::string &name, std::vector<T> &values, const std::string &help,
                     const std::string &type) {
   app.add_option(name, values, help)->allow_extra_args(false)->type_name(type);
-}
-
-void force_target(const std::string &target) {
-  if (find_target(target) >= kNumCpuTargets) {
-    set_cuda_target(target);
-  } else {
-    set_target(target);
-  }
 }
 
 }  // namespace
@@ -73,14 +66,26 @@ std::vector<const KernelInfo *> select_kernels(const KernelFilter &filter) {
   return found;
 }
 
+bool is_kind(const KernelInfo &kernel, const char *kind) { return std::strcmp(kernel.kind, kind) == 0; }
+bool is_prefill(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("prefill", 0) == 0; }
+bool is_decode(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("decode", 0) == 0; }
+
 bool runs_here(const KernelInfo &kernel) {
-  const std::vector<TargetInfo> known = runs_on_gpu(kernel) ? cuda_targets() : targets();
+  const std::vector<TargetInfo> known = runs_on_gpu(kernel.target) ? cuda_targets() : targets();
   return std::any_of(known.begin(), known.end(), [&](const TargetInfo &info) {
     return info.name == std::string(kernel.target) && info.cpu_has_it;
   });
 }
 
-bool runs_on_gpu(const KernelInfo &kernel) { return find_target(kernel.target) >= kNumCpuTargets; }
+bool runs_on_gpu(const std::string &target) { return find_target(target) >= kNumCpuTargets; }
+
+void force_target(const std::string &target) {
+  if (runs_on_gpu(target)) {
+    set_cuda_target(target);
+  } else {
+    set_target(target);
+  }
+}
 
 void take_kernel(const KernelInfo &kernel) {
   force_target(kernel.target);

@@ -25,8 +25,14 @@ struct KernelFilter {
 // kernel that several libraries hold counts once.
 std::vector<const KernelInfo *> select_kernels(const KernelFilter &filter);
 
+bool is_kind(const KernelInfo &kernel, const char *kind);
+// All attention of many queries (prefill, prefill_plain, ...), and of few (decode, decode_row, ...).
+bool is_prefill(const KernelInfo &kernel);
+bool is_decode(const KernelInfo &kernel);
 bool runs_here(const KernelInfo &kernel);
-bool runs_on_gpu(const KernelInfo &kernel);
+bool runs_on_gpu(const std::string &target);
+// Of the device that runs it: Error if there is none of that name, or it does not run here.
+void force_target(const std::string &target);
 // Calls take kernels of its target, and of two that serve a call this one; until take_any_kernel().
 void take_kernel(const KernelInfo &kernel);
 void take_any_kernel();

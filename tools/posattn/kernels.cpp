@@ -69,10 +69,7 @@ void print_targets(const std::map<std::string, Total> &totals, const std::string
 }
 
 void run(const KernelFilter &filter) {
-  if (filter.targets.size() == 1) {
-    const std::string &target = filter.targets[0];
-    find_target(target) < kNumCpuTargets ? set_target(target) : set_cuda_target(target);
-  }
+  if (filter.targets.size() == 1) force_target(filter.targets[0]);
   const std::vector<const KernelInfo *> kernels = select_kernels(filter);
   Total all;
   std::map<std::string, Total> totals;

@@ -20,17 +20,14 @@ using oracle::Layout;
 using oracle::PositionKind;
 using oracle::Random;
 
-bool is(const KernelInfo &kernel, const char *kind) { return std::string(kernel.kind) == kind; }
-
 // Attention on tensor cores with some terms compiled in: prefill_plain, ...
 bool is_special_prefill(const KernelInfo &kernel) {
-  return std::string(kernel.kind).rfind("prefill_", 0) == 0 && !is(kernel, "prefill_i8");
+  return std::string(kernel.kind).rfind("prefill_", 0) == 0 && !is_kind(kernel, "prefill_i8");
 }
 
-bool reads_int8(const KernelInfo &kernel) { return is(kernel, "prefill_i8") || is(kernel, "decode_i8"); }
-// All attention of many queries, and of few: decode, decode_row, decode_plain.
-bool is_prefill(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("prefill", 0) == 0; }
-bool is_decode(const KernelInfo &kernel) { return std::string(kernel.kind).rfind("decode", 0) == 0; }
+bool reads_int8(const KernelInfo &kernel) {
+  return is_kind(kernel, "prefill_i8") || is_kind(kernel, "decode_i8");
+}
 
 // The type of calls that run this kernel: its own, except that tables of offsets are float32 for all types,
 // and a target may have attention of another type only.
@@ -64,8 +61,8 @@ void leave_out_terms(const KernelInfo &kernel, CaseSpec &spec) {
   spec.positions = PositionKind::none;
   spec.q_position_mask = spec.k_position_mask = false;
   if (spec.scale && *spec.scale <= 0) spec.scale.reset();
-  spec.dense.given = is(kernel, "prefill_dense");
-  if (is(kernel, "prefill_offsets")) spec.branches = {"relative"};
+  spec.dense.given = is_kind(kernel, "prefill_dense");
+  if (is_kind(kernel, "prefill_offsets")) spec.branches = {"relative"};
 }
 
 // A random call of attend() that runs this kernel; small enough for the float64 reference to take
@@ -83,9 +80,9 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
   spec.head_dim = random.chance(0.6) ? largest : random.integer(smallest, largest);
   spec.value_dim = random.chance(0.6) ? spec.head_dim : random.integer(smallest, largest);
 
-  if (is(kernel, "decode_row")) spec.query_heads = spec.kv_heads;
-  if (is_special_prefill(kernel) || is(kernel, "decode_plain")) leave_out_terms(kernel, spec);
-  if (std::string(kernel.target) != "simt" && runs_on_gpu(kernel)) {
+  if (is_kind(kernel, "decode_row")) spec.query_heads = spec.kv_heads;
+  if (is_special_prefill(kernel) || is_kind(kernel, "decode_plain")) leave_out_terms(kernel, spec);
+  if (std::string(kernel.target) != "simt" && runs_on_gpu(kernel.target)) {
     // Others run on CUDA cores.
     constexpr int64_t kAligned = 8;
     spec.layout = spec.out_layout = Layout::bhtd;
@@ -93,7 +90,7 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
   }
 
   // A few queries with many keys are decoding, with the keys in parts; many queries are prefill.
-  const bool splits_keys = is(kernel, "merge");
+  const bool splits_keys = is_kind(kernel, "merge");
   if (splits_keys || is_decode(kernel)) {
     spec.queries = 1;
     // ALiBi of far keys makes logits of -100, whose rounding alone may be more than the rule allows.
@@ -105,9 +102,9 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
     spec.keys = random.chance(0.4) ? spec.queries : random.integer(1, 260);
   }
 
-  if (is(kernel, "weights") && spec.weights == Weights::none)
+  if (is_kind(kernel, "weights") && spec.weights == Weights::none)
     spec.weights = random.pick({Weights::mean, Weights::heads});
-  if (is(kernel, "offsets")) {
+  if (is_kind(kernel, "offsets")) {
     // Consecutive positions are what such tables are made for.
     spec.positions = random.pick({PositionKind::none, PositionKind::arange, PositionKind::shifted});
     spec.q_position_mask = spec.k_position_mask = false;
@@ -116,7 +113,7 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
     spec.weights = Weights::none;
     spec.rotary_dim = 0;  // keys come from a cache
   }
-  if (is(kernel, "rotary")) spec.rotary_dim = 2;
+  if (is_kind(kernel, "rotary")) spec.rotary_dim = 2;
   if (spec.rotary_dim) {
     spec.head_dim = std::max<int64_t>(spec.head_dim, 2);
     spec.rotary_dim = 2 * random.integer(1, spec.head_dim / 2);
@@ -131,7 +128,7 @@ Verdict verdict_of(const Comparison &comparison, const std::string &what) {
 }
 
 Verdict verify_attention(const KernelInfo &kernel, uint64_t seed) {
-  oracle::use_cuda(runs_on_gpu(kernel));
+  oracle::use_cuda(runs_on_gpu(kernel.target));
   Case c(spec_for(kernel, seed));
   const std::string what = oracle::describe(c.spec());
   AttendArgs args = c.args();
@@ -211,16 +208,16 @@ std::string why_not(const KernelInfo &kernel) {
       return "no formula in float64 for branch " + name;
   if (is_prefill(kernel) || is_decode(kernel)) return "";
   for (const char *kind : {"merge", "weights", "offsets", "pack_keys", "pack_values", "rotary", "projection"})
-    if (is(kernel, kind)) return "";
+    if (is_kind(kernel, kind)) return "";
   return "nothing to compute for kind " + std::string(kernel.kind);
 }
 
 Verdict verify(const KernelInfo &kernel, uint64_t seed) {
   try {
-    return is(kernel, "projection") ? verify_projection(kernel, seed) : verify_attention(kernel, seed);
+    return is_kind(kernel, "projection") ? verify_projection(kernel, seed) : verify_attention(kernel, seed);
   } catch (const Error &error) {
-    const std::string what =
-        is(kernel, "projection") ? "seed " + std::to_string(seed) : oracle::describe(spec_for(kernel, seed));
+    const std::string what = is_kind(kernel, "projection") ? "seed " + std::to_string(seed)
+                                                           : oracle::describe(spec_for(kernel, seed));
     return {false, 0, 0, what + ": " + error.what()};
   }
 }

@@ -10,8 +10,8 @@
 
 #include "runtime/cpu.h"
 #include "runtime/cuda/context.h"
-#include "runtime/cuda/targets.h"
 #include "runtime/error.h"
+#include "tools/posattn/kernel_filter.h"
 #include "tools/tune/supervised.h"
 
 namespace posattn::tune {
@@ -77,10 +77,8 @@ ordered_json describe_gpu() {
 
 }  // namespace
 
-bool runs_on_gpu(const std::string &target) { return find_target(target) >= kNumCpuTargets; }
-
 ordered_json describe_device(const std::string &target) {
-  if (!runs_on_gpu(target)) return describe_cpu();
+  if (!cli::runs_on_gpu(target)) return describe_cpu();
   constexpr double kMostSeconds = 60;
   static const ordered_json gpu = supervised(describe_gpu, kMostSeconds);
   if (!gpu.contains("fingerprint")) fail(gpu.value("detail", "the GPU does not answer"));

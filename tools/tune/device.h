@@ -12,7 +12,4 @@ namespace posattn::tune {
 // children of one that has used a GPU cannot.
 nlohmann::ordered_json describe_device(const std::string &target);
 
-// Whether kernels of this target run on GPUs.
-bool runs_on_gpu(const std::string &target);
-
 }  // namespace posattn::tune

@@ -13,6 +13,7 @@
 #include "runtime/cuda/targets.h"
 #include "runtime/error.h"
 #include "runtime/kernel_registry.h"
+#include "tools/posattn/kernel_filter.h"
 #include "tools/tune/device.h"
 #include "tools/tune/job.h"
 
@@ -87,7 +88,7 @@ void print_device(const std::string &target) {
   ordered_json device = describe_device(target);
   device["targets"] = ordered_json::array();
   for (const posattn::TargetInfo &known :
-       posattn::tune::runs_on_gpu(target) ? posattn::cuda_targets() : posattn::targets())
+       posattn::cli::runs_on_gpu(target) ? posattn::cuda_targets() : posattn::targets())
     if (known.cpu_has_it && known.linked) device["targets"].push_back(known.name);
   std::cout << device.dump() << std::endl;
 }
