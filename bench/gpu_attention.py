@@ -10,16 +10,14 @@ peer's median to ours. Inputs are random normal; B * S = 16384 and H * D = 2048.
 y.yy" and the lowest single ratio.
 """
 
-import argparse
 import ctypes
-import datetime
-import json
 import math
 import os
 import statistics
 import sys
 import time
 
+import gpu_report
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -225,38 +223,25 @@ class Flex:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("library")
+    parser = gpu_report.parser(__doc__, 7, "bazel-bin/bench/libgpu_kernels.so")
     parser.add_argument("--quick", action="store_true", help="fewer shapes, no FlexAttention, bfloat16 alone")
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=600, help="after which no other shape is begun")
-    parser.add_argument("--out", help="append rows to this file")
-    parser.add_argument("--commit", default="", help="of the library, for the rows")
     options = parser.parse_args()
 
     kernels = Kernels(options.library)
-    device = torch.cuda.get_device_properties(0)
-    driver = torch._C._cuda_getDriverVersion() if hasattr(torch._C, "_cuda_getDriverVersion") else None
-    run = {
-        "kind": "run", "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": device.name, "multiprocessors": device.multi_processor_count, "driver": driver_version() or driver,
-        "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "commit": options.commit,
-        "command": " ".join(sys.argv), "rounds": options.rounds,
-    }  # fmt: skip
-    rows = [run]
-    print(json.dumps(run))
     torch.manual_seed(0)
-    run["worst_error"] = check(kernels)
-    print(f"checked; largest error {run['worst_error']:.2f} of what is allowed", flush=True)
+    worst = check(kernels)
+    report = gpu_report.Report(options, worst_error=worst)
+    print(f"checked; largest error {worst:.2f} of what is allowed", flush=True)
 
     lengths = (512, 4096) if options.quick else (4096, 512, 1024, 2048, 8192, 16384)
     jobs = [(torch.bfloat16, dim, tokens, causal, False) for tokens in lengths for dim in (64, 128) for causal in (0, 1)]
     if not options.quick:
         # FlexAttention compiles for seconds for each call, so there are fewer of them.
-        jobs = [(torch.bfloat16, dim, 4096, causal, True) for dim in (64, 128) for causal in (0, 1)] + jobs
+        jobs += [(torch.bfloat16, dim, tokens, causal, True) for tokens in (1024, 4096) for dim in (64, 128) for causal in (0, 1)]
         jobs += [(torch.float16, dim, tokens, 0, False) for dim in (64, 128) for tokens in (1024, 4096)]
     begin = time.monotonic()
-    flex, ratios = Flex(), {}
+    flex = Flex()
     for dtype, dim, tokens, causal, with_flex in jobs:
         if time.monotonic() - begin > options.seconds:
             print("out of time")
@@ -273,16 +258,21 @@ def main():
             slopes = torch.arange(1, heads + 1, device=DEVICE) * (-0.25 / heads)
             runs["flex alibi"] = flex.prepare(q, k, v, causal, alibi_of(slopes))
             runs["flex table"] = flex.prepare(q, k, v, causal, table_of(table, zero))
+            # The same bias as one tensor, causality included; to a dense bias it is the same call.
+            mask = spread(table.to(dtype), zero, tokens, tokens)
+            if causal:
+                mask = mask.masked_fill(torch.ones(tokens, tokens, dtype=torch.bool, device=DEVICE).triu(1), -math.inf)
+            runs["cudnn mask"] = sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v, False, mask)
+            runs["efficient mask"] = sdpa(SDPBackend.EFFICIENT_ATTENTION, q, k, v, False, mask.expand(batch, -1, -1, -1))
+            if not causal:
+                dense = mask.float().expand(batch, -1, -1, -1)
+                runs["dense sm90a"] = ours("prefill_dense", "sm90a", dense=dense)
         else:
             runs["plain sm90a"] = ours("prefill_plain", "sm90a")
             runs["plain sm80"] = ours("prefill_plain", "sm80")
             runs["table sm80"] = ours("prefill_offsets", "sm80", offsets=table, offset_zero=zero)
             runs["cudnn"] = sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v, bool(causal))
             runs["flash"] = sdpa(SDPBackend.FLASH_ATTENTION, q, k, v, bool(causal))
-        if dtype == torch.bfloat16 and tokens == 1024 and not causal:
-            mask = torch.randn(1, heads, tokens, tokens, device=DEVICE)
-            runs["dense sm90a"] = ours("prefill_dense", "sm90a", dense=mask.expand(batch, -1, -1, -1))
-            runs["cudnn dense"] = sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v, False, mask.to(dtype))
         for name in list(runs):
             try:
                 runs[name]()
@@ -293,36 +283,21 @@ def main():
         flop = 4 * batch * heads * tokens * tokens * dim / (2 if causal else 1)
         rate = {name: flop / ms / 1e9 for name, ms in times.items()}
         type_name = str(dtype).split(".")[1]
-        rows.append({"kind": "row", "type": type_name, "D": dim, "S": tokens, "B": batch, "H": heads,
-                     "causal": causal, "ms": times, "tflops": rate})  # fmt: skip
-        print(f"{type_name} D {dim} S {tokens} causal {causal}: " + "  ".join(f"{n} {x:.0f}" for n, x in rate.items()),
-              flush=True)  # fmt: skip
-        for title, mine, peers in (
-            ("plain/best", "plain sm90a", ("cudnn", "flash")),
-            ("alibi/flex", "table sm90a", ("flex alibi",)),
-            ("table/flex", "table sm90a", ("flex table",)),
-            ("sm80/flash", "plain sm80", ("flash",)),
-            ("dense/cudnn", "dense sm90a", ("cudnn dense",)),
+        report.row(
+            f"{type_name} D {dim} S {tokens} causal {causal}: " + "  ".join(f"{n} {x:.0f}" for n, x in rate.items()),
+            type=type_name, D=dim, S=tokens, B=batch, H=heads, causal=causal, ms=times, tflops=rate,
+        )  # fmt: skip
+        for title, goal, mine, peers in (
+            ("plain/best", 1.05, "plain sm90a", ("cudnn", "flash")),
+            ("alibi/best", 1.3, "table sm90a", ("flex alibi", "cudnn mask", "efficient mask")),
+            ("table/best", 1.3, "table sm90a", ("flex table", "cudnn mask", "efficient mask")),
+            ("sm80/flash", 1.0, "plain sm80", ("flash",)),
+            ("dense/cudnn", 1.2, "dense sm90a", ("cudnn mask",)),
         ):
             known = [times[peer] for peer in peers if peer in times]
             if mine in times and known:
-                ratios.setdefault(title, []).append(min(known) / times[mine])
-    goals = {"plain/best": 1.05, "alibi/flex": 1.3, "table/flex": 1.3, "sm80/flash": 1.0, "dense/cudnn": 1.2}
-    for title, values in ratios.items():
-        mean = math.exp(sum(map(math.log, values)) / len(values))
-        rows.append({"kind": "ratio", "name": title, "mean": mean, "lowest": min(values), "goal": goals[title]})
-        print(f"ratio {title} {mean:.2f} goal {goals[title]:.2f} (lowest {min(values):.2f})")
-    if options.out:
-        with open(options.out, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def driver_version():
-    try:
-        with open("/proc/driver/nvidia/version") as file:
-            return next((word for word in file.readline().split() if word.count(".") == 2), "")
-    except OSError:
-        return ""
+                report.ratio(title, goal, min(known) / times[mine])
+    report.close()
 
 
 if __name__ == "__main__":

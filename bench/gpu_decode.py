@@ -11,21 +11,19 @@ calls recorded in a CUDA graph; a copy counts with the shorter one. Grouped quer
 are and as rows of one head, which spares them reading keys more than once. Last come lines "ratio NAME x.xx goal y.yy" with the lowest single ratio.
 """
 
-import argparse
 import contextlib
 import ctypes
-import datetime
-import json
 import math
 import statistics
 import sys
 import time
 import warnings
 
+import gpu_report
 import posattn_c
 import torch
 import torch.nn.functional as F
-from gpu_attention import DEVICE, driver_version, reference, wait
+from gpu_attention import DEVICE, reference, wait
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 warnings.filterwarnings("ignore")  # of PyTorch, about kernels that do not take a call
@@ -160,26 +158,15 @@ def jobs(quick):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("library")
+    parser = gpu_report.parser(__doc__, 6, "bazel-bin/bench/libgpu_attend.so")
     parser.add_argument("--quick", action="store_true", help="fewer shapes")
-    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=400, help="after which no other shape is begun")
-    parser.add_argument("--out", help="append rows to this file")
-    parser.add_argument("--commit", default="", help="of the library, for the rows")
     options = parser.parse_args()
 
     library = posattn_c.Library(options.library)
-    device = torch.cuda.get_device_properties(0)
-    rows = [{
-        "kind": "run", "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": device.name, "driver": driver_version(), "torch": torch.__version__,
-        "cudnn": torch.backends.cudnn.version(), "commit": options.commit, "rounds": options.rounds,
-        "command": "python3 bench/gpu_decode.py bazel-bin/bench/libgpu_attend.so" + " --quick" * options.quick,
-    }]  # fmt: skip
-    print(json.dumps(rows[0]), flush=True)
+    report = gpu_report.Report(options)
     torch.manual_seed(0)
-    begin, ratios = time.monotonic(), {}
+    begin = time.monotonic()
     with torch.cuda.stream(torch.cuda.Stream()), torch.no_grad():
         for dtype, dim, batch, heads, kv_heads, length in jobs(options.quick):
             if time.monotonic() - begin > options.seconds:
@@ -195,30 +182,24 @@ def main():
             what = f"{name} D {dim} B {batch} H {heads}/{kv_heads} keys {length}"
             share = check(ours, query, keys[0], values[0], what)
             times = time_sides(runs, count, size, options.rounds)
-            rows.append({"kind": "row", "type": name, "D": dim, "B": batch, "H": heads, "kv_heads": kv_heads,
-                         "keys": length, "bytes": size, "error_of_allowed": share, "us": times})  # fmt: skip
             best = {way: min((t[way], n) for n, t in times.items() if n not in ("posattn", "copy"))
                     for way in ("eager", "graph")}  # fmt: skip
             mine, copy = times["posattn"], min(times["copy"].values())
-            print(f"{what}: eager {mine['eager']:.1f} us, best peer {best['eager'][1]} {best['eager'][0]:.1f}; "
-                  f"graph {mine['graph']:.1f}, {best['graph'][1]} {best['graph'][0]:.1f}, copy {copy:.1f}; "
-                  f"of copy {copy / mine['graph']:.2f}", flush=True)  # fmt: skip
+            report.row(
+                f"{what}: eager {mine['eager']:.1f} us, best peer {best['eager'][1]} {best['eager'][0]:.1f}; "
+                f"graph {mine['graph']:.1f}, {best['graph'][1]} {best['graph'][0]:.1f}, copy {copy:.1f}; "
+                f"of copy {copy / mine['graph']:.2f}",
+                type=name, D=dim, B=batch, H=heads, kv_heads=kv_heads, keys=length, bytes=size,
+                error_of_allowed=share, us=times,
+            )  # fmt: skip
             grouped = " grouped" if heads != kv_heads else ""
             if length >= _LONG:
-                ratios.setdefault((f"{name}{grouped} of copy", 0.85), []).append(copy / mine["graph"])
+                report.ratio(f"{name}{grouped} of copy", 0.85, copy / mine["graph"])
             else:
                 for way in ("eager", "graph"):
-                    ratios.setdefault((f"{name}{grouped} below {_LONG} keys, {way}", 1.2), []).append(
-                        best[way][0] / mine[way]
-                    )
+                    report.ratio(f"{name}{grouped} below {_LONG} keys, {way}", 1.2, best[way][0] / mine[way])
             del ours, runs, keys, values
-    for (title, goal), values in sorted(ratios.items()):
-        mean = math.exp(sum(map(math.log, values)) / len(values))
-        rows.append({"kind": "ratio", "name": title, "mean": mean, "lowest": min(values), "goal": goal})
-        print(f"ratio {title} {mean:.2f} goal {goal:.2f} (lowest {min(values):.2f})")
-    if options.out:
-        with open(options.out, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    report.close()
 
 
 if __name__ == "__main__":

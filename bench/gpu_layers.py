@@ -11,10 +11,7 @@ CUDA events over a few calls in a row; numbers are medians over rounds. "graph" 
 "ratio NAME x.xx goal y.yy" with the best peer's time over ours.
 """
 
-import argparse
 import copy
-import datetime
-import json
 import pathlib
 import statistics
 import sys
@@ -24,9 +21,10 @@ import time
 import torch
 import torch.nn.functional as F
 
+import gpu_report
 import posattn_c
 import safetensors_file
-from gpu_attention import driver_version, take_turns
+from gpu_attention import take_turns
 
 DEVICE = "cuda"
 
@@ -85,28 +83,18 @@ def host_microseconds(run, count=200):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("library")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = gpu_report.parser(__doc__, 9, "bazel-bin/runtime/c_api/libposattn_cuda.so")
     parser.add_argument("--only-ours", action="store_true", help="check and time posattn alone")
-    parser.add_argument("--out", help="append rows to this file")
-    parser.add_argument("--commit", default="", help="of the library, for the rows")
     options = parser.parse_args()
 
     library = posattn_c.Library(options.library)
     torch.manual_seed(0)
-    run_row = {
-        "kind": "run", "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(0), "driver": driver_version(), "torch": torch.__version__,
-        "commit": options.commit, "command": f"python3 bench/gpu_layers.py LIBRARY --rounds {options.rounds}",
-    }  # fmt: skip
-    rows, ratios = [run_row], []
+    report = gpu_report.Report(options, peer=make_peer(8, 1)[0])
     stream = torch.cuda.current_stream()
     graph_stream = torch.cuda.Stream()
     for batch, tokens, embed_dim, heads, goal in ((8, 1024, 512, 8, 1.2), (512, 15, 768, 6, 1.5)):
         for dtype in (torch.bfloat16, torch.float32):
-            run_row["peer"], peer = make_peer(embed_dim, heads)
-            peer = peer.to(DEVICE, dtype).eval().requires_grad_(False)
+            peer = make_peer(embed_dim, heads)[1].to(DEVICE, dtype).eval().requires_grad_(False)
             x = torch.randn(batch, tokens, embed_dim, device=DEVICE).to(dtype)
             with tempfile.TemporaryDirectory() as folder:
                 path = pathlib.Path(folder) / "layer.safetensors"
@@ -139,24 +127,22 @@ def main():
                     for _ in range(4):
                         peer_run()
             times = take_turns(runs, options.rounds)
-            row = {"kind": "row", "name": name, "ms": times, "error": error, "allowed": allowed,
-                   "host_us": {"posattn": host_microseconds(run)}}  # fmt: skip
-            rows.append(row)
             flop = 8 * batch * tokens * embed_dim**2 + 4 * batch * tokens**2 * embed_dim
-            print(f"{name}: " + "  ".join(f"{n} {ms * 1e3:.1f} us ({flop / ms / 1e9:.0f} TFLOP/s)" for n, ms in times.items()))
-            print(f"  host {row['host_us']['posattn']:.0f} us a call; error {error:.2e} of {allowed:.2e} allowed", flush=True)
+            host_us = host_microseconds(run)
+            report.row(
+                f"{name}: "
+                + "  ".join(f"{n} {ms * 1e3:.1f} us ({flop / ms / 1e9:.0f} TFLOP/s)" for n, ms in times.items())
+                + f"\n  host {host_us:.0f} us a call; error {error:.2e} of {allowed:.2e} allowed",
+                name=name, ms=times, error=error, allowed=allowed, host_us={"posattn": host_us},
+            )  # fmt: skip
             if options.only_ours:
                 continue
             for title, mine, theirs in (
                 (name, "posattn", min(times["eager"], times["compiled"])),
                 (name + " graph", "posattn graph", min(times["eager"], times["compiled"], times["compiled graph"])),
             ):
-                ratios.append({"kind": "ratio", "name": title, "ratio": theirs / times[mine], "goal": goal})
-    for ratio in ratios:
-        print(f"ratio {ratio['name']} {ratio['ratio']:.2f} goal {ratio['goal']:.2f}")
-    if options.out:
-        with open(options.out, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows + ratios)
+                report.ratio(title, goal, theirs / times[mine])
+    report.close()
 
 
 if __name__ == "__main__":
