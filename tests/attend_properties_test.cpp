@@ -8,6 +8,7 @@
 #include "runtime/threads.h"
 #include "tests/case.h"
 #include "tests/check.h"
+#include "tests/device.h"
 
 namespace posattn::oracle {
 namespace {
@@ -75,7 +76,7 @@ TEST(AttendProperties, ChunksEqualTheWhole) {
           part.out = part.out.slice(2, begin, end);
           part.lse = part.lse.slice(2, begin, end);
           part.q_positions = positions.view().slice(0, begin, end);
-          attend(part);
+          attend_on_device(part);
         }
         EXPECT_TRUE(accurate(c.args())) << name_of(type) << " in chunks of " << chunk;
       }
@@ -103,7 +104,7 @@ TEST(AttendProperties, DecodeEqualsTheLastRow) {
       last.q_positions = last.q_positions.empty()
                              ? TensorView(position.view())
                              : last.q_positions.slice(last.q_positions.rank() - 1, 69, 70);
-      attend(last);
+      attend_on_device(last);
       EXPECT_TRUE(accurate(c.args())) << describe(s);
     }
   });
@@ -203,7 +204,7 @@ TEST(AttendProperties, ConsecutivePositionsAreTheDefault) {
           const Tensor q = integers(queries, 0, type), k = integers(s.keys, 0, type);
           args.q_positions = q;
           args.k_positions = k;
-          EXPECT_TRUE(same_bits(expected, outputs_of(args))) << describe(s);
+          EXPECT_TRUE(same_answer(args, expected, outputs_of(args))) << describe(s);
         }
       }
     }
@@ -224,7 +225,7 @@ TEST(AttendProperties, ZeroTablesChangeNothing) {
           const auto expect_same = [&](const LogitBranch &branch) {
             AttendArgs args = c.args();
             args.branches[0] = &branch;
-            EXPECT_TRUE(same_bits(expected, outputs_of(args))) << branch.name() << ", " << describe(s);
+            EXPECT_TRUE(same_answer(args, expected, outputs_of(args))) << branch.name() << ", " << describe(s);
           };
           const Tensor relative(DType::f32, {s.query_heads, 17}), slopes(DType::f32, {s.query_heads}),
               t5(DType::f32, {32, s.query_heads}), dense(type, {s.query_heads, queries, s.keys});
@@ -234,7 +235,7 @@ TEST(AttendProperties, ZeroTablesChangeNothing) {
           expect_same(T5(t5.view()));
           AttendArgs args = c.args();
           args.dense_bias = dense;
-          EXPECT_TRUE(same_bits(expected, outputs_of(args))) << "dense, " << describe(s);
+          EXPECT_TRUE(same_answer(args, expected, outputs_of(args))) << "dense, " << describe(s);
         }
       }
     }
@@ -452,7 +453,7 @@ TEST(AttendProperties, WorkspaceIsLinear) {
       args.key = args.value = TensorView(nullptr, DType::f32, {1, 1, keys, 32});
       args.out = MutableTensorView(nullptr, DType::f32, {1, 1, queries, 32});
       args.causal = Causal::bottom_right;
-      return static_cast<double>(attend_workspace_size(args));
+      return static_cast<double>(workspace_size_on_device(args));
     };
     const double small = bytes(10000, 10000), large = bytes(40000, 40000);
     EXPECT_LT(large, 4.5 * small);

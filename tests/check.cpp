@@ -103,6 +103,10 @@ Outputs outputs_of(AttendArgs args) {
   return ::testing::AssertionSuccess();
 }
 
+::testing::AssertionResult same_answer(const AttendArgs &args, const Outputs &a, const Outputs &b) {
+  return on_cuda() ? accurate(args, b) : same_bits(a, b);
+}
+
 ::testing::AssertionResult accurate(AttendArgs args, const Outputs &outputs) {
   return accurate(with_outputs(args, outputs));
 }

@@ -76,6 +76,10 @@ void reorder_on_device(KvCacheBase &cache, const TensorView &source_rows) {
   synchronize(CudaStream());
 }
 
+size_t workspace_size_on_device(const AttendArgs &args) {
+  return on_cuda() ? attend_workspace_size(args, CudaStream()) : attend_workspace_size(args);
+}
+
 std::string attend_in_guarded_workspace(const AttendArgs &args, size_t guard) {
   if (on_cuda()) return attend_on_cuda(args, guard);
   const size_t bytes = attend_workspace_size(args);

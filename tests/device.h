@@ -23,6 +23,8 @@ void attend_on_device(const AttendArgs &args);
 // The same with a workspace of just the size that is asked for, which starts as NaN. Empty, or what was
 // written outside of it. `guard` bytes around each tensor come back as they are on the device.
 std::string attend_in_guarded_workspace(const AttendArgs &args, size_t guard);
+// What attend() asks for there; the tensors' memory is not looked at.
+size_t workspace_size_on_device(const AttendArgs &args);
 
 // Where layers are made, for LayerOptions: null is the CPU. Their forward() takes tensors on the host.
 const LayerDevice *layer_device();
