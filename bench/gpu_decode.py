@@ -1,14 +1,15 @@
 """Decoding on a GPU: one query row against long keys, beside a copy of as many bytes and PyTorch's attention.
 
-    ./bazelw build //bench:libgpu_attend.so
-    python3 bench/gpu_decode.py bazel-bin/bench/libgpu_attend.so [--quick] [--out results.jsonl] [--commit C]
+    ./bazelw build //runtime/c_api:libposattn_cuda.so
+    python3 bench/gpu_decode.py bazel-bin/runtime/c_api/libposattn_cuda.so [--quick] [--out results.jsonl] [--commit C]
 
 needs a GPU, its driver and PyTorch on the machine that it runs on, which need not be the one that built. Each shape is
 first checked against float64 by the rule of the library's tests. Then all sides take turns in rounds; numbers are
 medians over rounds. Every side uses several keys and values in turn, together larger than the GPU's cache. Two times of
 a call are taken: "eager", calls that the host makes one after the other, its own work included, and "graph", the same
 calls recorded in a CUDA graph; a copy counts with the shorter one. Grouped queries are given to the peers both as they
-are and as rows of one head, which spares them reading keys more than once. Last come lines "ratio NAME x.xx goal y.yy" with the lowest single ratio.
+are and as rows of one head, which spares them reading keys more than once. Last come lines "ratio NAME x.xx goal y.yy"
+with the lowest single ratio.
 """
 
 import contextlib
@@ -158,7 +159,7 @@ def jobs(quick):
 
 
 def main():
-    parser = gpu_report.parser(__doc__, 6, "bazel-bin/bench/libgpu_attend.so")
+    parser = gpu_report.parser(__doc__, 6, "bazel-bin/runtime/c_api/libposattn_cuda.so")
     parser.add_argument("--quick", action="store_true", help="fewer shapes")
     parser.add_argument("--seconds", type=float, default=400, help="after which no other shape is begun")
     options = parser.parse_args()

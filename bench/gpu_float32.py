@@ -1,7 +1,7 @@
 """Float32 attention of many queries on a GPU, beside PyTorch's efficient kernel.
 
-    ./bazelw build //bench:libgpu_attend.so
-    python3 bench/gpu_float32.py bazel-bin/bench/libgpu_attend.so [--out results.jsonl] [--commit C]
+    ./bazelw build //runtime/c_api:libposattn_cuda.so
+    python3 bench/gpu_float32.py bazel-bin/runtime/c_api/libposattn_cuda.so [--out results.jsonl] [--commit C]
 
 needs a GPU, its driver and PyTorch on the machine that it runs on, which need not be the one that built. Both sides'
 largest errors against float64 are part of a row. Times are medians over rounds in which they take turns; B * S = 16384
@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend
 
 
 def main():
-    options = gpu_report.parser(__doc__, 5, "bazel-bin/bench/libgpu_attend.so").parse_args()
+    options = gpu_report.parser(__doc__, 5, "bazel-bin/runtime/c_api/libposattn_cuda.so").parse_args()
     library = posattn_c.Library(options.library)
     report = gpu_report.Report(options)
     torch.manual_seed(0)

@@ -18,16 +18,16 @@ def _cpu_model():
     return platform.processor() or platform.machine()
 
 
-def _commit():
+def commit():
     """Of the workspace, "+" if it has changes other than results; "" outside of one."""
     folder = os.environ.get("BUILD_WORKSPACE_DIRECTORY")
     if not folder:
         return ""
     try:
         git = ["git", "-C", folder]
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!bench/results"], capture_output=True)
-        return commit.stdout.strip() + ("+" if changes.returncode else "")
+        return head.stdout.strip() + ("+" if changes.returncode else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -57,7 +57,7 @@ def describe(library):
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "posattn": library.version,
-        "commit": _commit(),
+        "commit": commit(),
         "target": library.current_target(),
         "versions": {
             "python": platform.python_version(),
