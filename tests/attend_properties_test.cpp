@@ -225,7 +225,8 @@ TEST(AttendProperties, ZeroTablesChangeNothing) {
           const auto expect_same = [&](const LogitBranch &branch) {
             AttendArgs args = c.args();
             args.branches[0] = &branch;
-            EXPECT_TRUE(same_answer(args, expected, outputs_of(args))) << branch.name() << ", " << describe(s);
+            EXPECT_TRUE(same_answer(args, expected, outputs_of(args)))
+                << branch.name() << ", " << describe(s);
           };
           const Tensor relative(DType::f32, {s.query_heads, 17}), slopes(DType::f32, {s.query_heads}),
               t5(DType::f32, {32, s.query_heads}), dense(type, {s.query_heads, queries, s.keys});

@@ -27,8 +27,9 @@ struct Outputs {
 Outputs outputs_of(AttendArgs args);
 ::testing::AssertionResult same_bits(const Outputs &a, const Outputs &b);
 
-// Two calls that mean the same: equal bits on a CPU. On a GPU, calls that are given a table or positions run other
-// kernels than those without, which add in another order, so that `b` only has to be accurate for its `args`.
+// Two calls that mean the same: equal bits on a CPU. On a GPU, calls that are given a table or positions run
+// other kernels than those without, which add in another order, so that `b` only has to be accurate for its
+// `args`.
 ::testing::AssertionResult same_answer(const AttendArgs &args, const Outputs &a, const Outputs &b);
 
 // Whether outputs are accurate for `args`, which need not be those that gave them: another path to the same

@@ -94,8 +94,9 @@ void expect_near(const TensorView &actual, const TensorView &expected, float tol
   }
 }
 
-// Bit for bit on a CPU. On a GPU, cuBLASLt sums each shape of a product in an order of its own, other products may
-// share an addend or a stream, and calls with a bias or positions run other kernels than those without.
+// Bit for bit on a CPU. On a GPU, cuBLASLt sums each shape of a product in an order of its own, other
+// products may share an addend or a stream, and calls with a bias or positions run other kernels than those
+// without.
 void expect_same(const TensorView &actual, const TensorView &expected) {
   if (!on_cuda()) {
     EXPECT_TRUE(same_bits(actual, expected));
