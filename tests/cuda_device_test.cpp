@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <thread>
 
 #include "runtime/cuda/attend.h"
@@ -51,6 +52,20 @@ class OnDevice : public testing::Test {
     cuda::Stream stream = nullptr;
     cuda::check(graphs->StreamCreate(&stream, 1), "a stream");
     return {stream, 0};
+  }
+  // A graph of what `calls` puts on the stream, ready to be launched.
+  void *record(const CudaStream &stream, const std::function<void()> &calls) {
+    const auto handle = static_cast<cuda::Stream>(stream.handle);
+    void *graph = nullptr, *executable = nullptr;
+    cuda::check(graphs->StreamBeginCapture(handle, 0), "capture");
+    calls();
+    cuda::check(graphs->StreamEndCapture(handle, &graph), "end of capture");
+    cuda::check(graphs->GraphInstantiate(&executable, graph, 0), "graph");
+    return executable;
+  }
+  void launch(void *executable, const CudaStream &stream) {
+    cuda::check(graphs->GraphLaunch(executable, static_cast<cuda::Stream>(stream.handle)), "launch");
+    synchronize(stream);
   }
   static Tensor download(const CudaTensor &tensor) {
     const TensorView &view = tensor.view();
@@ -160,17 +175,12 @@ TEST_F(OnDevice, GraphsRecordLayers) {
     call.workspace = memory.data();
     call.workspace_size = memory.size();
     args.cuda = &call;
-    void *graph = nullptr, *executable = nullptr;
     // Nothing was loaded before: capturing may be the first call of all.
-    cuda::check(graphs->StreamBeginCapture(static_cast<cuda::Stream>(stream.handle), 0), "capture");
-    layer.forward_into(args, {out.view(), {}, {}});
-    cuda::check(graphs->StreamEndCapture(static_cast<cuda::Stream>(stream.handle), &graph), "end of capture");
-    cuda::check(graphs->GraphInstantiate(&executable, graph, 0), "graph");
+    void *const graph = record(stream, [&] { layer.forward_into(args, {out.view(), {}, {}}); });
     for (const Tensor *input : {&first, &second, &first}) {
       copy_to_cuda(const_cast<void *>(static_cast<const void *>(x.view().data())), input->view().data(),
                    static_cast<size_t>(input->view().num_elements() * size_of(type)), stream);
-      cuda::check(graphs->GraphLaunch(executable, static_cast<cuda::Stream>(stream.handle)), "launch");
-      synchronize(stream);
+      launch(graph, stream);
       const Tensor replayed = download(out);
       ForwardArgs direct;
       direct.query = direct.key = direct.value = input->view();
@@ -199,13 +209,7 @@ TEST_F(OnDevice, GraphsRecordStepsThroughACache) {
     args.x = x.view();
     args.cache = graph_cache.get();
     args.cuda = &call;
-    void *graph = nullptr, *executable = nullptr;
-    cuda::check(graphs->StreamBeginCapture(static_cast<cuda::Stream>(stream.handle), 0), "capture");
-    layer.forward_into(args, {out.view(), {}, {}});
-    cuda::check(graphs->StreamEndCapture(static_cast<cuda::Stream>(stream.handle), &graph), "end of capture");
-    cuda::check(graphs->GraphInstantiate(&executable, graph, 0), "graph");
-    cuda::check(graphs->GraphLaunch(executable, static_cast<cuda::Stream>(stream.handle)), "launch");
-    synchronize(stream);
+    launch(record(stream, [&] { layer.forward_into(args, {out.view(), {}, {}}); }), stream);
     EXPECT_TRUE(same_bits(download(out).view(), expected.view()));
   }
 }

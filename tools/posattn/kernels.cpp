@@ -52,7 +52,7 @@ void print_targets(const std::map<std::string, Total> &totals, const std::string
     chosen = current_target();
   } catch (const Error &) {  // none runs here: said in the table
   }
-  std::cout << "target   kernels        size  this machine\n";
+  std::cout << "target       kernels        size  this machine\n";
   std::vector<TargetInfo> all = targets();
   for (const TargetInfo &target : cuda_targets()) all.push_back(target);
   for (const TargetInfo &target : all) {
