@@ -76,9 +76,8 @@ TEST(Parallel, AHookRunsEveryLoop) {
   set_num_threads(0);
 }
 
-TEST(Parallel, CallsFromManyThreads) {
-  Hook hook;
-  set_parallel_for(run_on_threads, &hook);
+// Several threads make the same calls, each in another order, and all get the same bits.
+void expect_threads_agree(size_t threads) {
   std::vector<std::unique_ptr<Case>> cases;
   std::vector<Outputs> expected;
   for (const CaseSpec &s : specs()) {
@@ -87,18 +86,23 @@ TEST(Parallel, CallsFromManyThreads) {
   }
   std::atomic<int> different{0};
   std::vector<std::thread> callers;
-  for (size_t t = 0; t < 4; ++t) {
+  for (size_t t = 0; t < threads; ++t) {
     callers.emplace_back([&, t] {
       for (size_t i = 0; i < cases.size(); ++i) {
-        // The same inputs from all threads, in another order in each.
         const size_t which = (i + t * 2) % cases.size();
         if (!same_bits(expected[which], outputs_of(cases[which]->args()))) ++different;
       }
     });
   }
   for (std::thread &caller : callers) caller.join();
-  set_parallel_for(nullptr, nullptr);
   EXPECT_EQ(different, 0);
+}
+
+TEST(Parallel, CallsFromManyThreads) {
+  Hook hook;
+  set_parallel_for(run_on_threads, &hook);
+  expect_threads_agree(4);
+  set_parallel_for(nullptr, nullptr);
 }
 
 // On Halide's pool, which kernels of several calls share.
@@ -106,24 +110,7 @@ TEST(Parallel, CallsFromManyThreadsOnThePool) {
 #if defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "the pool's threads run code that is not instrumented";
 #endif
-  std::vector<std::unique_ptr<Case>> cases;
-  std::vector<Outputs> expected;
-  for (const CaseSpec &s : specs()) {
-    cases.push_back(std::make_unique<Case>(s));
-    expected.push_back(outputs_of(cases.back()->args()));
-  }
-  std::atomic<int> different{0};
-  std::vector<std::thread> callers;
-  for (size_t t = 0; t < 3; ++t) {
-    callers.emplace_back([&, t] {
-      for (size_t i = 0; i < cases.size(); ++i) {
-        const size_t which = (i + t) % cases.size();
-        if (!same_bits(expected[which], outputs_of(cases[which]->args()))) ++different;
-      }
-    });
-  }
-  for (std::thread &caller : callers) caller.join();
-  EXPECT_EQ(different, 0);
+  expect_threads_agree(3);
 }
 
 }  // namespace
