@@ -5,7 +5,7 @@ from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, 
 
 import torch
 
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 _DTYPES = {
     torch.float32: 0,
     torch.bfloat16: 1,

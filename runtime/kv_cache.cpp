@@ -61,9 +61,6 @@ bool any_nonfinite(const TensorView &rows) {
 KvCache::KvCache(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int64_t capacity,
                  DType type, CacheFormat format)
     : KvCacheBase(batch, kv_heads, head_dim, value_dim, capacity, type), format_(format) {
-  if (format == CacheFormat::int8 && type != DType::f32) {
-    fail("cache: expected type f32 for a cache of 8-bit integers, got ", name_of(type));
-  }
   const bool int8 = format == CacheFormat::int8;
   const Kernel &kernel = layout_kernel(int8 ? "decode_i8" : "pack_keys", type, std::max(head_dim, value_dim));
   target_ = kernel.target;
@@ -188,6 +185,7 @@ void KvCache::append(const TensorView &key, const TensorView &value) {
 }
 
 void KvCache::append_int8(const TensorView &key, const TensorView &value) {
+  float numbers[kMaxHeadDim];
   int8_t row[kMaxHeadDim];
   const auto append = [&](const Tensor &packed, const Tensor &scales, const TensorView &rows,
                           const auto &index) {
@@ -195,10 +193,11 @@ void KvCache::append_int8(const TensorView &key, const TensorView &value) {
       for (int64_t h = 0; h < kv_heads_; ++h) {
         int8_t *to = packed.as<int8_t>() + b * packed.view().stride(0) + h * packed.view().stride(1);
         float *scale = scales.as<float>() + b * scales.view().stride(0) + h * scales.view().stride(1);
-        const float *from = rows.as<float>() + b * rows.stride(0) + h * rows.stride(1);
         for (int64_t t = 0; t < rows.size(2); ++t) {
           const int64_t at = length_ + t;
-          scale[at] = quantize_row(from + t * rows.stride(2), rows.size(3), row);
+          copy(rows.select(0, b).select(0, h).select(0, t),
+               MutableTensorView(numbers, DType::f32, {rows.size(3)}));
+          scale[at] = quantize_row(numbers, rows.size(3), row);
           nonfinite_ |= std::isnan(scale[at]);
           for (int64_t d = 0; d < rows.size(3); ++d) to[index(at, d)] = row[d];
         }

@@ -11,8 +11,8 @@ namespace posattn {
 class KvCache : public KvCacheBase {
  public:
   // The layout is that of the target in use now: attend() goes on with that target. CacheFormat::int8 takes
-  // float32 only, and a program that links kernels of the kinds prefill_i8 and decode_i8
-  // (//kernels:int8_cache); attention weights cannot be had from it.
+  // a program that links kernels of the kinds prefill_i8 and decode_i8 of the type (//kernels:int8_cache: f32
+  // and bf16), which compute in float32 on AVX-512, AVX2 or SSE4.1; attention weights cannot be had from it.
   KvCache(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t value_dim, int64_t capacity, DType type,
           CacheFormat format = CacheFormat::exact);
 

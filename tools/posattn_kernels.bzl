@@ -91,20 +91,18 @@ _KINDS = {
         head_dim = True,
         params = {"decode": "true"},
     ),
-    # The same over a cache of 8-bit integers: see KvCache. Only where asked for.
+    # The same over a cache of 8-bit integers, for queries of any type: see KvCache. Only where asked for.
     "prefill_i8": _kind(
         "attention",
         branches = "sets",
         head_dim = True,
         params = {"decode": "false", "int8_cache": "true"},
-        types = ["f32"],
     ),
     "decode_i8": _kind(
         "attention",
         branches = "sets",
         head_dim = True,
         params = {"decode": "true", "int8_cache": "true"},
-        types = ["f32"],
     ),
     # A single row is most of decoding, and on a GPU its kernel needs less of everything.
     "decode_row": _kind(
@@ -374,7 +372,7 @@ def posattn_kernels(
       targets: names in TARGETS, or in CUDA_TARGETS for kernels that run on GPUs. "amx" and "avx512bf16" have
         kernels of bf16 only.
       kinds: kinds of kernels to leave out those that the program never calls. By default all but "prefill_i8" and
-        "decode_i8", which attend to caches of 8-bit integers (f32 only).
+        "decode_i8", which attend to caches of 8-bit integers.
       branch_deps: cc_library targets (alwayslink = True) that define more branches by posattn::RegisterBranch.
       prefix: of the kernels' C symbols; it must be unique in a program. Made of the package and name by default.
       tuned: the schedules' parameters, as of a repository that tuned_schedules() makes of an application's own files;

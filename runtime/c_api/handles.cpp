@@ -95,11 +95,12 @@ posattn_status posattn_cache_create_for_layer(const posattn_layer *layer, int64_
 }
 
 posattn_status posattn_cache_create_int8(int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t value_dim,
-                                         int64_t capacity, posattn_cache **cache) {
+                                         int64_t capacity, posattn_dtype dtype, posattn_cache **cache) {
   return guarded([&] {
     required(cache, "cache");
+    const posattn::DType type = posattn::c_api::dtype_of(dtype, "dtype");
     *cache = new posattn_cache{std::make_unique<posattn::KvCache>(
-        batch, kv_heads, head_dim, value_dim, capacity, posattn::DType::f32, posattn::CacheFormat::int8)};
+        batch, kv_heads, head_dim, value_dim, capacity, type, posattn::CacheFormat::int8)};
   });
 }
 

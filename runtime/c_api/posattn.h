@@ -25,7 +25,7 @@ extern "C" {
 
 #define POSATTN_VERSION "0.1.0"
 /* Changes whenever a struct of this file does. Compare it with posattn_abi_version(). */
-#define POSATTN_ABI_VERSION 2
+#define POSATTN_ABI_VERSION 3
 
 POSATTN_API const char *posattn_version(void);
 POSATTN_API int posattn_abi_version(void);
@@ -177,10 +177,10 @@ POSATTN_API posattn_status posattn_cache_create(int64_t batch, int64_t kv_heads,
 /* Where the layer is. What is then done to the cache itself is put onto the layer's stream. */
 POSATTN_API posattn_status posattn_cache_create_for_layer(const posattn_layer *layer, int64_t batch,
                                                           int64_t capacity, posattn_cache **cache);
-/* The same for f32, stored as 8-bit integers with a scale for each row of a token and head: a quarter of the
- * memory, and of what decoding reads. need_weights is not served from them. */
+/* The same for keys and values of `dtype`, stored as 8-bit integers with a scale for each row of a token and
+ * head: a quarter of float32's memory, and of what decoding reads. need_weights is not served from them. */
 POSATTN_API posattn_status posattn_cache_create_int8(int64_t batch, int64_t kv_heads, int64_t head_dim,
-                                                     int64_t value_dim, int64_t capacity,
+                                                     int64_t value_dim, int64_t capacity, posattn_dtype dtype,
                                                      posattn_cache **cache);
 POSATTN_API posattn_status posattn_cache_create_int8_for_layer(const posattn_layer *layer, int64_t batch,
                                                                int64_t capacity, posattn_cache **cache);

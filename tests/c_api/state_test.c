@@ -75,13 +75,13 @@ static void test_cache(void) {
     check_cache(cache, &last, &swapped_keys, &swapped_values, kTolerance);
   }
   posattn_cache_free(cache);
-  CHECK_OK(posattn_cache_create_int8(B, H, D, D, T, &cache));
+  CHECK_OK(posattn_cache_create_int8(B, H, D, D, T, POSATTN_F32, &cache));
   CHECK_OK(posattn_cache_append(cache, &key, &value));
   check_cache(cache, &query, &key, &value, 0.02);
   posattn_cache_free(cache);
   posattn_cache_free(NULL);
-  CHECK_ERROR(posattn_cache_create_int8(B, H, 0, D, T, &cache), "");
-  CHECK_ERROR(posattn_cache_create_int8(B, H, D, D, T, NULL), "cache: expected a pointer, got null");
+  CHECK_ERROR(posattn_cache_create_int8(B, H, 0, D, T, POSATTN_F32, &cache), "");
+  CHECK_ERROR(posattn_cache_create_int8(B, H, D, D, T, POSATTN_F32, NULL), "cache: expected a pointer, got null");
   CHECK_ERROR(posattn_cache_create(B, H, 0, D, T, POSATTN_F32, &cache), "");
   CHECK_ERROR(posattn_cache_create(B, H, D, D, T, POSATTN_I64, &cache), "");
   CHECK_ERROR(posattn_cache_create(B, H, D, D, T, POSATTN_F32, NULL), "cache: expected a pointer, got null");
