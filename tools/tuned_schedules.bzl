@@ -18,6 +18,7 @@ tuned_schedules = repository_rule(
                 "//schedules/tuned:sm90a.json",
                 "//schedules/tuned:sm80.json",
                 "//schedules/tuned:amx.json",
+                "//schedules/tuned:avx512bf16.json",
                 "//schedules/tuned:avx512.json",
                 "//schedules/tuned:avx2.json",
                 "//schedules/tuned:sse41.json",
