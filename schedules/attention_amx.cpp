@@ -24,16 +24,7 @@ TuningSpace attention_tuning_space_amx(int head_dim) {
   TuningSpace space;
   space.parameters = {{"key_block", hand.key_block, 2 * kKeyLanes, 1024, kKeyLanes},
                       {"query_block", hand.query_block, 32, 128, 32}};
-  space.shapes = {{"short",
-                   256,
-                   256,
-                   {{{"heads", 8}, {"queries", 128}}, {{"heads", 4}, {"queries", 256}, {"causal", 1}}}},
-                  {"long",
-                   0,
-                   0,
-                   {{{"heads", 2}, {"queries", 1024}},
-                    {{"heads", 1}, {"queries", 2048}, {"causal", 1}},
-                    {{"heads", 1}, {"queries", 256}, {"keys", 8192}}}}};
+  space.shapes = prefill_shapes();
   space.infeasible = [=](const TuningPoint &point) -> std::string {
     const int rows = point.at("query_block"), keys = point.at("key_block");
     if (keys % kKeyLanes != 0) return "key_block is no multiple of " + std::to_string(kKeyLanes);

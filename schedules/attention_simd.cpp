@@ -45,16 +45,7 @@ TuningSpace attention_tuning_space(const Machine &machine, int head_dim, bool de
     // Tiles are computed whole, and a block holds no more rows than it says.
     space.parameters.push_back({"row_chunk", hand.row_chunk, 1, 16, 1, "tile_rows"});
     space.parameters.push_back({"query_block", hand.query_block, 1, 4, 1, "row_chunk"});
-    space.shapes = {{"short",
-                     256,
-                     256,
-                     {{{"heads", 8}, {"queries", 128}}, {{"heads", 4}, {"queries", 256}, {"causal", 1}}}},
-                    {"long",
-                     0,
-                     0,
-                     {{{"heads", 2}, {"queries", 1024}},
-                      {{"heads", 1}, {"queries", 2048}, {"causal", 1}},
-                      {{"heads", 1}, {"queries", 256}, {"keys", 8192}}}}};
+    space.shapes = prefill_shapes();
   }
   space.infeasible = [=](const TuningPoint &point) -> std::string {
     const int rows = point.at("tile_rows"), channels = point.at("tile_channels");
