@@ -61,7 +61,7 @@ void leave_out_terms(const KernelInfo &kernel, CaseSpec &spec) {
   spec.positions = PositionKind::none;
   spec.q_position_mask = spec.k_position_mask = false;
   if (spec.scale && *spec.scale <= 0) spec.scale.reset();
-  spec.dense.given = is_kind(kernel, "prefill_dense");
+  spec.dense.given = is_kind(kernel, "prefill_dense") || is_kind(kernel, "prefill_dense_16");
   if (is_kind(kernel, "prefill_offsets")) spec.branches = {"relative"};
 }
 
