@@ -555,7 +555,13 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     score(fragment_vars()) = value;
 
     std::vector<Expr> rows = fold(score, [&](Expr a, Expr b) { return ops.max(a, b); });
-    for (Expr &x : rows) x = over_row(x, true) * in_log2;
+    // Scores may be low finite masks alone, whose products are rounded by more than any exponent: then the
+    // reference is rounded down, and what is above it by that much is as good as there.
+    const bool has_masks_in_scores = !is_plain_ && !has_table;
+    for (Expr &x : rows) {
+      x = over_row(x, true);
+      x = has_masks_in_scores ? ops.multiply_down(x, in_log2) : x * in_log2;
+    }
     maximum(vars_at()) = Tuple(rows);
     for (int r = 0; r < R; r++) {
       const Expr block_maximum = maximum(at(step))[r];
@@ -569,7 +575,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       rows[r] = ops.exp2(ops.get("%m" + number(r), now) - now);
     }
     decay(vars_at()) = Tuple(rows);
-    weight(fragment_vars()) = ops.exp2(ops.fma(score(at(i, step)), in_log2, -mux_row(i, references)));
+    const Expr exponent = ops.fma(score(at(i, step)), in_log2, -mux_row(i, references));
+    weight(fragment_vars()) = ops.exp2(has_masks_in_scores ? ops.min(exponent, 1.f) : exponent);
     sum(vars_at()) = Tuple(fold(weight, [](Expr a, Expr b) { return a + b; }));
 
     // The state lives in named registers: %m the maximum in base 2, %l the sum, %O the output.

@@ -17,7 +17,7 @@ TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores) {
   // blocks_per_sm
   if (!hopper) {
     if (head_dim <= 64) return {head_dim, 64, 1, 2, 2, false, false, false, false, 2};
-    if (head_dim <= 128) return {head_dim, 64, 1, 2, 2, false, false, false, true, 1};
+    if (head_dim <= 128) return {head_dim, 48, 1, 2, 2, false, false, false, true, 1};
     return {head_dim, 32, 2, 1, 2, false, false, false, false, 1};
   }
   // Addresses of a dense bias take too many registers for two blocks.
