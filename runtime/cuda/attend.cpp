@@ -393,7 +393,10 @@ class Attend {
     call.set("has_add", plan_.add.given).set("has_dense", plan_.dense.given);
     const bool only_block = plan_.keep.given && !plan_.keep.convert && plan_.keep.view.empty();
     call.set("has_keep", plan_.keep.given).set("keep_value", !only_block);
-    call.set("key_bias", all.key_bias).set("add_mask", all.add).set("dense_bias", all.dense);
+    // One of 16 bits is read in tiles.
+    const bool in_tiles = all.dense.type != DType::f32;
+    call.set("key_bias", all.key_bias).set("add_mask", all.add);
+    call.set("dense_bias", in_tiles ? unused(DType::f32, 4) : all.dense);
     call.set("keep_mask", all.keep);
     call.set("has_positions", plan_.q_positions != nullptr).set("first_query", number(first_query));
     call.set("q_positions", all.q_positions).set("q_positions_low", all.q_positions_low);
@@ -456,7 +459,6 @@ class Attend {
       map("dense_map", bias);
       call.set("dense_of_head", int32_t{bias.extent[2] > 1});
       call.set("dense_of_batch", int32_t{bias.extent[3] > 1});
-      call.set("dense_bias", unused(DType::f32, 4));
     }
     call.run();
   }
