@@ -24,7 +24,7 @@ Driver fake_driver() {
   d.DeviceGet = [](Device *device, int) -> Result { return *device = 0, kSuccess; };
   d.DeviceGetName = [](char *name, int, Device) -> Result { return std::strcpy(name, "fake GPU"), kSuccess; };
   d.DeviceGetAttribute = [](int *value, int attribute, Device) -> Result {
-    *value = 100000;
+    *value = 232448;  // as the most shared memory of a block of threads on Hopper
     if (attribute == kAttributeCapabilityMajor) *value = asked.capability / 10;
     if (attribute == kAttributeCapabilityMinor) *value = asked.capability % 10;
     return kSuccess;
