@@ -57,6 +57,7 @@ const char *gpu_attention(const GpuAttention *a) {
     query.type = type;
     query.target = find_target(a->target);
     query.head_dim = a->head_dim;
+    query.queries = a->q.size[1], query.keys = a->k.size[1];
     const Kernel &kernel = require_kernel(query);
     const cuda::Scope scope({a->stream, 0});
     cuda::Launch launch{&scope.context(), scope.stream(), "", {}};

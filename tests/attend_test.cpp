@@ -203,15 +203,14 @@ TEST(Attend, DenseBiasShapes) {
 TEST(Attend, DenseBiasOfTheQueriesType) {
   uint64_t seed = 5400;
   for (DType type : {DType::bf16, DType::f16}) {
-    for (int64_t head_dim : {40, 64, 128}) {
+    for (int64_t head_dim : {40, 128}) {
       for (const std::array<bool, 2> &shared : {std::array<bool, 2>{}, {true, false}, {false, true}, {true, true}}) {
         for (Causal causal : {Causal::none, Causal::bottom_right}) {
           CaseSpec s;
           s.seed = ++seed;
           s.type = s.dense.type = type;
-          s.batch = 3;
-          s.queries = seed % 3 == 0 ? 300 : 70;
-          s.keys = seed % 2 ? 136 : 392;
+          s.queries = seed % 3 == 0 ? 140 : 70;
+          s.keys = seed % 2 ? 136 : 200;
           s.head_dim = s.value_dim = head_dim;
           s.dense.given = true;
           s.dense.broadcast = {shared[0], shared[1], false, false};
