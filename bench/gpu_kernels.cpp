@@ -36,7 +36,7 @@ struct GpuAttention {
   int32_t is_bfloat, head_dim;
   GpuTensor q, k, v, out, lse;  // lse: (batch, head, token)
   GpuTensor offsets;            // (head, offset), padded by 256 at both ends; optional
-  GpuTensor dense;              // (batch, head, query, key) float32; optional
+  GpuTensor dense;  // (batch, head, query, key) float32, of q's type for prefill_dense_16; optional
   void *zeros;                  // some KB on the GPU, in place of what is absent
   float scale;
   int32_t is_causal, blocks, offset_zero;
@@ -64,9 +64,15 @@ const char *gpu_attention(const GpuAttention *a) {
     KernelCall call(kernel, launch);
     const GpuTensor none = {};
     const KernelBuffer q = buffer(a->q, type, 4), k = buffer(a->k, type, 4), v = buffer(a->v, type, 4);
-    std::array<cuda::TensorMap, 3> maps;
+    std::array<cuda::TensorMap, 4> maps;
+    const bool dense_tiles = kernel.find("dense_map") >= 0;
+    KernelBuffer bias = buffer(a->dense, type, 4);
+    for (int d = 2; d < 4; ++d) {
+      if (bias.stride[d] == 0) bias.extent[d] = 1;  // shared
+    }
     int count = 0;
-    for (const auto &[name, tensor] : {std::pair("q_map", q), std::pair("k_map", k), std::pair("v_map", v)}) {
+    for (const auto &[name, tensor] : {std::pair("q_map", q), std::pair("k_map", k), std::pair("v_map", v),
+                                       std::pair("dense_map", bias)}) {
       if (kernel.find(name) < 0) continue;
       maps[count] = cuda::tensor_map(tensor, kernel.estimate(name, 0, 0));
       call.set(name, maps[count++]);
@@ -84,7 +90,9 @@ const char *gpu_attention(const GpuAttention *a) {
     call.set("has_offsets", a->offsets.data != nullptr).set("offsets", buffer(a->offsets, DType::f32, 2));
     call.set("offset_zero", a->offset_zero);
     call.set("has_masks", a->dense.data != nullptr).set("has_dense", a->dense.data != nullptr);
-    call.set("dense_bias", buffer(a->dense, DType::f32, 4)).set("has_add", false).set("has_keep", false);
+    call.set("dense_bias", buffer(dense_tiles ? none : a->dense, DType::f32, 4));
+    call.set("dense_of_head", number(bias.extent[2] > 1)).set("dense_of_batch", number(bias.extent[3] > 1));
+    call.set("has_add", false).set("has_keep", false);
     call.set("add_mask", buffer(none, DType::f32, 4)).set("keep_mask", buffer(none, DType::boolean, 4));
     call.set("keep_value", true).set("has_key_bias", false).set("key_bias", buffer(none, DType::f32, 2));
     for (const char *name : {"q_positions", "k_positions", "q_positions_low", "k_positions_low"}) {

@@ -9,6 +9,7 @@
 #include "lowering/ampere.h"
 #include "lowering/ampere_float.h"
 #include "lowering/hopper.h"
+#include "lowering/hopper_float.h"
 #include "lowering/ptx_kernel.h"
 #include "schedules/cuda_tensor.h"
 
@@ -25,7 +26,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   // (query, head).
   GeneratorParam<bool> decode{"decode", false};
   // Which terms of a score are compiled in. all; plain: none, and the scale must be positive; offsets: the
-  // tabulated bias; dense: the dense bias.
+  // tabulated bias; dense: the dense bias; dense_16: one of the type of the queries, by a tensor map.
   GeneratorParam<std::string> compiled_terms{"compiled_terms", "all"};
   // See TensorTiles. -1: the schedule's own choice.
   GeneratorParam<int> key_block{"key_block", -1};
@@ -37,6 +38,9 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   GeneratorParam<int> early_value_wait{"early_value_wait", -1};
   GeneratorParam<int> shared_queries{"shared_queries", -1};
   GeneratorParam<int> blocks_per_sm{"blocks_per_sm", -1};
+  GeneratorParam<int> ahead{"ahead", -1};
+  GeneratorParam<int> in_turns{"in_turns", -1};
+  GeneratorParam<int> bias_places{"bias_places", -1};
 
   // Blocks of threads that share the tiles; as many as there are tiles at most.
   Input<int> blocks{"blocks"};
@@ -55,6 +59,11 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     if (is_hopper()) {
       for (const char *name : {"q_map", "k_map", "v_map"}) maps_.push_back(add_input<uint64_t>(name));
     }
+    if (has_bias_tiles()) {
+      maps_.push_back(add_input<uint64_t>("dense_map"));
+      // 1, or 0 where all heads, or batches, have the same.
+      for (const char *name : {"dense_of_head", "dense_of_batch"}) shared_.push_back(add_input<int>(name));
+    }
   }
 
   void generate() {
@@ -63,17 +72,20 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     // One copy of the code for every block of keys where the terms make it long.
     is_single_loop_ = std::string(compiled_terms) == "all";
     TensorTiles chosen = decode       ? schedules::tensor_decode_tiles(head_dim, Type(type).bytes())
-                         : is_float() ? schedules::tensor_float_tiles(head_dim, scores)
+                         : is_float() ? schedules::tensor_float_tiles(is_hopper_float(), head_dim, scores)
                                       : schedules::tensor_tiles(is_hopper(), head_dim, scores);
     const auto set = [](auto &tile, int value) { tile = value >= 0 ? value : tile; };
     set(chosen.keys, key_block), set(chosen.warpgroups, warpgroups), set(chosen.row_tiles, row_tiles);
     set(chosen.stages, stages), set(chosen.shared_queries, shared_queries);
     set(chosen.copy_warpgroup, copy_warpgroup), set(chosen.overlap, overlap);
     set(chosen.early_value_wait, early_value_wait);
-    set(chosen.blocks_per_sm, blocks_per_sm);
+    set(chosen.blocks_per_sm, blocks_per_sm), set(chosen.ahead, ahead);
+    set(chosen.in_turns, in_turns), set(chosen.bias_places, bias_places);
     tiles_ = std::make_unique<TensorTiles>(chosen);
     if (is_hopper()) {
       backend_ = std::make_unique<Hopper>(ptx, *tiles_, Type(type).is_bfloat());
+    } else if (is_hopper_float()) {
+      backend_ = std::make_unique<HopperFloat>(ptx, *tiles_);
     } else if (is_float()) {
       backend_ = std::make_unique<AmpereFloat>(ptx, *tiles_);
     } else {
@@ -103,11 +115,12 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     for (int i = 0; i < 4; i++) dense_bias.dim(i).set_min(0);
     dense_bias.dim(0).set_stride(Expr());
     for (size_t i = 0; i < maps_.size(); i++) {
-      maps_[i]->set_estimate(static_cast<uint64_t>(i == 0 ? t.rows() : t.keys));
+      const bool is_of_keys = i == 1 || i == 2;
+      maps_[i]->set_estimate(static_cast<uint64_t>(is_of_keys ? t.keys : t.rows()));
     }
 
-    // Blocks of threads take tiles in turns, and every other turn in reverse: causal tiles differ, and so
-    // each block gets large and small ones. A kernel without a copy warpgroup has a block for each tile.
+    // Blocks of threads share out the tiles among themselves. A kernel without a copy warpgroup has a block for
+    // each tile.
     const Expr queries = q.dim(1).extent(),
                heads = decode ? q.dim(2).extent() / row_heads : q.dim(2).extent();
     if (!decode) set_rows_are_queries();
@@ -115,16 +128,20 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     tile_count_ = decode ? out.dim(2).extent() / heads : (queries + t.rows() - 1) / t.rows();
     const Expr items = tile_count_ * heads * q.dim(3).extent();
     block_count_ = t.copy_warpgroup ? max(min(blocks, items), 1) : tile_count_;
-    const Expr turns = items / block_count_;
-    const Expr has_another = turn(turns) < items;
     Func share("share");
-    share(of_thread()) = t.copy_warpgroup ? turns + select(has_another, 1, 0) : Expr(1);
-    share_ = share(of_thread());
+    if (t.copy_warpgroup) {
+      share(of_thread()) = share_out();
+      share_ = {share(of_thread())[0], share(of_thread())[1]};
+    } else {
+      share(of_thread()) = Expr(1);
+      share_.tiles = share(of_thread());
+    }
 
     // The algorithm.
     Func setup("setup"), rounds("rounds"), enter("enter"), plan("plan"), length("length"), start("start"),
         first("first"), loop("loop"), last("last");
-    setup(of_thread()) = backend_->setup({task_of(0), task_of(1)}, ops.fill("%base", 1, 0.f, 0));
+    const Expr is_set_up = backend_->setup({task_of(0), task_of(1)}, ops.fill("%base", 1, 0.f, 0));
+    setup(of_thread()) = t.ahead ? backend_->start_scores(0, 0, warpgroup, is_set_up) : is_set_up;
 
     // Tasks that are made ahead of time are read where they were posted: making them takes divisions.
     const Expr entered = setup(of_thread()) + round_;
@@ -176,6 +193,9 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     // A task two rounds ahead, while the last product runs.
     Expr token = backend_->finish(task, loop(of_round()) + 1);
     if (t.copy_warpgroup) token = backend_->post(task_of(round_ + TensorBackend::kTasksAhead), token);
+    if (t.ahead) {
+      token = backend_->start_scores(round_ + 1, task.steps_before + task.steps, warpgroup, token);
+    }
     last(of_round()) = backend_->wait_for_outputs(task, token);
 
     Func sum("sum"), result("result");
@@ -186,11 +206,11 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     result(of_round()) =
         ptx.effect("\tadd.u32 %base0, %base0, $0;", {task.steps, store(sum(of_round()), last(of_round()))});
 
-    f.round = t.copy_warpgroup ? RDom(0, items / block_count_ + 1, "round") : RDom(0, 1, "round");
+    f.round = t.copy_warpgroup ? RDom(0, items + 1, "round") : RDom(0, 1, "round");
     rounds(of_thread()) = setup(of_thread());
     rounds(of_thread()) =
         rounds(of_thread()) + result(thread, warpgroup, f.round, block_, block_y_, block_z_);
-    done(of_thread()) = rounds(of_thread());
+    done(of_thread()) = backend_->leave(rounds(of_thread()));
 
     f.done = done;
     f.rounds = rounds;
@@ -221,12 +241,15 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   // Whether its own instructions are used: for decoding, those of all cards are as fast as memory is.
   bool is_hopper() const { return std::string(card) == "sm90a" && !decode && !is_float(); }
   bool is_float() const { return Type(type).bits() == 32; }
+  bool is_hopper_float() const { return std::string(card) == "sm90a" && !decode && is_float(); }
+  bool has_bias_tiles() const { return std::string(compiled_terms) == "dense_16"; }
   schedules::TensorScores compiled_scores() const {
     using schedules::TensorScores;
     const std::string terms = compiled_terms;
     if (terms == "plain") return TensorScores::plain;
     if (terms == "offsets") return TensorScores::table;
     if (terms == "dense") return TensorScores::dense;
+    if (terms == "dense_16") return TensorScores::dense_tiles;
     return split_branches(branches).empty() ? TensorScores::full : TensorScores::branches;
   }
 
@@ -249,31 +272,77 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return unsafe_promise_clamped(index, 0, extent - 1);
   }
 
-  Expr turn(const Expr &r) const {
-    return r * block_count_ + select((r & 1) == 0, block_, block_count_ - 1 - block_);
+  // Divides numbers that are not negative.
+  static Expr quotient(const Expr &a, const Expr &b) {
+    return cast<int>(cast<uint32_t>(a) / cast<uint32_t>(max(b, 1)));
   }
 
-  // The block of threads' r-th tile: where it lies, and which blocks of keys its rows see. The last rows come
-  // first: causal ones see the most keys.
+  // How blocks of threads share out the tiles of all pairs of a head and a batch. Causal tiles differ in length,
+  // so a long one of one pair comes with a short one of the next: then all blocks have as much to do, and those
+  // that work at the same time read the same keys. If the number of pairs is odd, the last one's tiles come last,
+  // from the longest on. Tiles that are alike come one by one.
+  struct Share {
+    Expr tiles;   // of this block of threads
+    Expr paired;  // of those, in twos
+  };
+  Expr turn(const Expr &t) const {
+    return t * block_count_ + select((t & 1) == 0, block_, block_count_ - 1 - block_);
+  }
+  Expr differ() const { return *window_right_ < keys_->dim(1).extent(); }
+  Expr pairs() const { return q.dim(2).extent() * q.dim(3).extent(); }
+  Tuple share_out() const {
+    // Of so many items, taken in turns.
+    const auto part_of = [&](const Expr &items) {
+      const Expr turns = quotient(items, block_count_);
+      return turns + select(turn(turns) < items, 1, 0);
+    };
+    const Expr twos = select(differ(), pairs() / 2, 0);
+    const Expr paired = 2 * part_of(twos * tile_count_);
+    return Tuple(paired + part_of((pairs() - 2 * twos) * tile_count_), paired);
+  }
+  struct Place {
+    Expr tile, head, batch;  // tiles count from the last rows on
+  };
+  // That of the block of threads' r-th tile.
+  Place shared_out(const Expr &r) const {
+    const Expr heads = q.dim(2).extent(), batches = q.dim(3).extent();
+    const Expr is_paired = r < share_.paired, second = select(is_paired, r & 1, 0);
+    const Expr item = turn(select(is_paired, r / 2, r - share_.paired));
+    // Batches may share a dense bias, so that the same tile of all of them comes together, if tiles are alike.
+    const Expr together = has_bias_tiles() ? select(differ(), 1, batches) : Expr(1);
+    const Expr of_tile = quotient(item, together), place = item - of_tile * together;
+    const Expr high = quotient(of_tile, tile_count_), low = of_tile - high * tile_count_;
+    const Expr single = select(differ(), pairs() - 1, 0) + high * together + place;
+    const Expr pair = select(is_paired, 2 * high + second, single);
+    const Expr major = quotient(pair, has_bias_tiles() ? batches : heads);
+    const Expr minor = pair - major * (has_bias_tiles() ? batches : heads);
+    return {select(second == 1, tile_count_ - 1 - low, low), has_bias_tiles() ? major : minor,
+            has_bias_tiles() ? minor : major};
+  }
+
+  // The block of threads' r-th tile: where it lies, and which blocks of keys its rows see.
   TensorTask task_of(const Expr &r) {
     const TensorTiles &t = *tiles_;
     const Expr heads = q.dim(2).extent(), queries = q.dim(1).extent();
-    const Expr item = turn(r);
     TensorTask task;
     task.round = r;
     if (decode) {
       task.first_row = 0;
       task.head = block_y_, task.batch = block_z_;
     } else if (t.copy_warpgroup) {
-      task.first_row = (tile_count_ - 1 - item % tile_count_) * t.rows();
-      task.head = item / tile_count_ % heads, task.batch = item / tile_count_ / heads;
+      const auto [tile, head, batch] = shared_out(r);
+      task.first_row = (tile_count_ - 1 - tile) * t.rows();
+      task.head = head, task.batch = batch;
     } else {
       task.first_row = (tile_count_ - 1 - block_) * t.rows();
       task.head = block_y_, task.batch = block_z_;
     }
     task.kv_head = decode ? kv_head_of(task.head) : task.head / group;
     task.q = source(q, 0), task.k = source(*keys_, 1), task.v = source(*values_, 2);
-    const Expr visible = length_of(min(task.batch, q.dim(3).extent() - 1));
+    if (has_bias_tiles()) {
+      task.bias_map = *maps_[3], task.bias_of_head = *shared_[0], task.bias_of_batch = *shared_[1];
+    }
+    const Expr visible = length_of(bounded(min(task.batch, q.dim(3).extent() - 1), q.dim(3).extent()));
     // What is behind a batch's length may be anything.
     if (decode || is_float()) task.k.tokens = task.v.tokens = visible;
     if (decode) task.row_addresses = row_addresses(task);
@@ -297,7 +366,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     const Expr steps = end_block - task.first_block;
     task.right = clamp(end_block - inner_end / t.keys, 1, steps);
     task.masked = min(task.right + clamp(blocks_up_to(inner_begin) - task.first_block, 0, steps), steps);
-    task.steps = select(r < share_, steps, 0);
+    task.steps = select(r < share_.tiles, steps, 0);
     return task;
   }
 
@@ -411,6 +480,34 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return logit;
   }
 
+  // Overwrites the products of the last block that a row may not see, where there are such: before the first of
+  // its keys, or behind the last.
+  Expr hide_products(const std::vector<Expr> &low, const std::vector<Expr> &high, const Expr &token) const {
+    const TensorTiles &t = *tiles_;
+    const Expr queries = q.dim(1).extent(), last_row = min(task_.first_row + t.rows(), queries) - 1;
+    const Expr first_query = task_.first_row, last_query = decode ? queries - 1 : last_row;
+    const Expr first_key = task_.last_block * t.keys, end = first_key + t.keys;
+    const Expr hides_first = first_key < last_query + *diagonal_ - *window_left_;
+    const Expr hides_last = end > min(visible_keys_, first_query + *diagonal_ + *window_right_ + 1);
+    std::vector<Expr> arguments = {cast<int>(hides_first), cast<int>(hides_last)};
+    std::string text = "\t{ .reg .pred p;\n";
+    for (const bool is_first : {true, false}) {
+      const std::string seen = is_first ? "SEEN$u_0" : "SEEN$u_1";
+      text += std::string("\tsetp.eq.s32 p, ") + (is_first ? "$0" : "$1") + ", 0; @p bra " + seen + ";\n";
+      const int at = static_cast<int>(arguments.size());
+      for (const Expr &x : is_first ? low : high) arguments.push_back(x);
+      for (int x = 0; x < t.scores(); x++) {
+        const std::string score = "%S" + number(x), column = number(x % (t.keys / 2) / 4 * 8 + x % 2);
+        text += std::string("\tsetp.") + (is_first ? "le" : "ge") + ".s32 p, $" +
+                number(at + t.row_of_score(x)) + ", " + column + "; selp.b32 " + score + ", " + score + ", " +
+                float_literal(hidden()) + ", p;\n";
+      }
+      text += "\t" + seen + ":\n";
+    }
+    arguments.push_back(token);
+    return backend_->ops.ptx.effect(text + "\t}\n", arguments);
+  }
+
   // One block of keys: the scores, their weights, and what they do to the state.
   Func key_block_of(const std::string &suffix, const TensorBackend::Step &where, Kind kind,
                     const Func &before, schedules::TensorBlockFuncs &funcs) {
@@ -426,28 +523,45 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     const Expr block_of_keys = where.block;
     const bool has_table = std::string(compiled_terms) == "offsets";
     ready(vars_at()) = backend_->scores(task_, where, warpgroup, before(of_round()));
-    Expr value = ops.get("%S", i, ready(at(step)));
+    std::vector<Expr> low, high;  // of a row's visible keys, as columns of this thread
+    if (kind != Kind::inner) {
+      const Expr first_key = block_of_keys * t.keys + thread % 4 * 2;
+      for (int r = 0; r < R; r++) {
+        low.push_back(query_at(r) + *diagonal_ - *window_left_ - first_key);
+        high.push_back(min(query_at(r) + *diagonal_ + *window_right_, visible_keys_ - 1) - first_key);
+      }
+    }
+    // A short row has few other blocks, so the first is looked at before it is masked.
+    const bool hides_products = kind == Kind::first && is_plain_;
+    Func scored("scored" + suffix);
+    const Expr products = ready(at(step));
+    scored(vars_at()) = hides_products     ? hide_products(low, high, products)
+                        : has_bias_tiles() ? backend_->load_bias(task_, where, products)
+                                           : products;
+    Expr value = ops.get("%S", i, scored(at(step)));
     if (has_table) {
       value = ops.fma(value, scale, tabulated_bias(block_of_keys));
+    } else if (has_bias_tiles()) {
+      value = ops.fma(value, scale, backend_->bias(i, scored(at(step))));
     } else if (!is_plain_) {
       Func logit("logit" + suffix);
       logit(fragment_vars()) = value * scale;
       funcs.of_fragment.push_back(logit);
       value = with_terms(logit, suffix, block_of_keys, kind, funcs)(at(i, step));
     }
-    if (kind != Kind::inner) {
-      const Expr first_key = block_of_keys * t.keys + thread % 4 * 2;
-      std::vector<Expr> low, high;
-      for (int r = 0; r < R; r++) {
-        low.push_back(query_at(r) + *diagonal_ - *window_left_ - first_key);
-        high.push_back(min(query_at(r) + *diagonal_ + *window_right_, visible_keys_ - 1) - first_key);
-      }
+    if (kind != Kind::inner && !hides_products) {
       value = ops.keep_within(column(i), mux_row(i, low), mux_row(i, high), value, hidden());
     }
     score(fragment_vars()) = value;
 
     std::vector<Expr> rows = fold(score, [&](Expr a, Expr b) { return ops.max(a, b); });
-    for (Expr &x : rows) x = over_row(x, true) * in_log2;
+    // Scores may be low finite masks alone, whose products are rounded by more than any exponent: then the
+    // reference is rounded down, and what is above it by that much is as good as there.
+    const bool has_masks_in_scores = !is_plain_ && !has_table;
+    for (Expr &x : rows) {
+      x = over_row(x, true);
+      x = has_masks_in_scores ? ops.multiply_down(x, in_log2) : x * in_log2;
+    }
     maximum(vars_at()) = Tuple(rows);
     for (int r = 0; r < R; r++) {
       const Expr block_maximum = maximum(at(step))[r];
@@ -461,7 +575,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       rows[r] = ops.exp2(ops.get("%m" + number(r), now) - now);
     }
     decay(vars_at()) = Tuple(rows);
-    weight(fragment_vars()) = ops.exp2(ops.fma(score(at(i, step)), in_log2, -mux_row(i, references)));
+    const Expr exponent = ops.fma(score(at(i, step)), in_log2, -mux_row(i, references));
+    weight(fragment_vars()) = ops.exp2(has_masks_in_scores ? ops.min(exponent, 1.f) : exponent);
     sum(vars_at()) = Tuple(fold(weight, [](Expr a, Expr b) { return a + b; }));
 
     // The state lives in named registers: %m the maximum in base 2, %l the sum, %O the output.
@@ -476,7 +591,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     for (int x = 0; x < t.scores(); x++) weights.push_back(weight(at(x, step)));
     state(vars_at()) = ptx.effect(text, arguments);
     end(vars_at()) = backend_->accumulate(task_, where, decays, weights, state(at(step)));
-    for (const Func &g : {ready, maximum, reference, decay, sum, state, end}) funcs.of_thread.push_back(g);
+    for (const Func &g : {ready, scored, maximum, reference, decay, sum, state, end}) funcs.of_thread.push_back(g);
     for (const Func &g : {score, weight}) funcs.of_fragment.push_back(g);
     return end;
   }
@@ -591,11 +706,13 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   Var i{"i"}, thread{"thread"}, warpgroup{"warpgroup"}, block_{"block"}, block_y_{"block_y"},
       block_z_{"block_z"}, round_{"round"}, step{"step"};
   std::vector<GeneratorInput<uint64_t> *> maps_;
+  std::vector<GeneratorInput<int> *> shared_;
   schedules::TensorFuncs f;
   std::unique_ptr<TensorTiles> tiles_;
   std::unique_ptr<TensorBackend> backend_;
   TensorTask task_;
-  Expr visible_keys_, tile_count_, block_count_, share_;
+  Expr visible_keys_, tile_count_, block_count_;
+  Share share_;
   bool is_plain_ = true, is_single_loop_ = false;
 };
 

@@ -36,23 +36,25 @@ class Ampere : public TensorBackend {
   std::string load_query_step(int k, const std::string &to) const;
   int steps_of_row() const { return tiles.head_dim * bytes_ / 32; }  // two pieces each
 
- private:
   int threads() const { return tiles.warpgroups * tiles.group_threads(); }
   int tile_bytes() const { return chunks_ * tiles.keys * 128; }
   Expr copy_tile(const TensorSource &source, const Expr &exists, const Expr &first_row, const Expr &head,
                  const Expr &batch, int rows, const Expr &to, const Expr &token);
-  Expr copy_rows(const TensorTask &task, const Expr &token);
-  Expr copy_block(const TensorTask &task, const Expr &step, const Expr &token);
+  // Of this thread's copies all but the last `pending` groups; then of all threads'.
   Expr wait_copies(int pending, const Expr &token);
   // Where the queries are copied to.
   int query_tile() const { return tiles.shared_queries ? 2 * tiles.stages * tile_bytes() : 0; }
-  Expr load_queries(const Expr &token);
-  std::string multiply(const std::string &sum, int first, const std::string &a, const std::string &b,
-                       bool from_zero) const;
 
   // A tile in shared memory is a row of chunks: rows of 128 bytes whose eight pieces of 16 are permuted by
   // the row, so that no two lanes of ldmatrix meet in a bank.
   int bytes_, chunks_;
+
+ private:
+  Expr copy_rows(const TensorTask &task, const Expr &token);
+  Expr copy_block(const TensorTask &task, const Expr &step, const Expr &token);
+  Expr load_queries(const Expr &token);
+  std::string multiply(const std::string &sum, int first, const std::string &a, const std::string &b,
+                       bool from_zero) const;
 };
 
 }  // namespace posattn

@@ -3,17 +3,12 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "lowering/tf32.h"
+
 namespace posattn {
 
 namespace {
 
-// Into `name`h and `name`l, from a register. Tensor cores drop the low 13 bits of what they get. The high
-// part is rounded by integer addition, and exact once these are gone; the low one, left as it is, keeps every
-// NaN. (An infinity becomes a NaN.)
-std::string split(const std::string &name, const std::string &from) {
-  return "\tadd.u32 " + name + "h, " + from + ", 0x1000; and.b32 " + name + "h, " + name +
-         "h, 0xffffe000; sub.f32 " + name + "l, " + from + ", " + name + "h;\n";
-}
 std::string declare(const std::string &name, int count) {
   std::string text = "\t.reg .b32 ";
   for (int i = 0; i < count; i++) {
@@ -91,7 +86,7 @@ Halide::Expr AmpereFloat::multiply_keys(const Expr &keys, const Expr &token) {
                      ", %shared;\n" + declare("q", 4 * rows) + declare("k", 2 * together);
   for (int k = 0; k < steps_of_row(); k++) {
     text += load_query_step(k, "q");
-    for (int i = 0; i < 4 * rows; i++) text += split("q" + number(i), "q" + number(i));
+    for (int i = 0; i < 4 * rows; i++) text += split_tf32("q" + number(i), "q" + number(i));
     text += "\tadd.u32 a, keys, %across" + number(k % 4) + ";\n";
     for (int n = 0; n < columns; n += together) {
       std::vector<Product> products;
@@ -99,7 +94,7 @@ Halide::Expr AmpereFloat::multiply_keys(const Expr &keys, const Expr &token) {
         text += "\tldmatrix.sync.aligned.m8n8.x4.shared.b16 " + register_list("k", 2 * i, 4) + ", [a+" +
                 number(k / 4 * tiles.keys * 128 + (n + i) * 8 * 128) + "];\n";
       }
-      for (int i = 0; i < 2 * together; i++) text += split("k" + number(i), "k" + number(i));
+      for (int i = 0; i < 2 * together; i++) text += split_tf32("k" + number(i), "k" + number(i));
       for (int i = 0; i < together; i++) {
         for (int m = 0; m < rows; m++) {
           products.push_back({"%S", (m * columns + n + i) * 4, parts("q", m * 4, 4), parts("k", 2 * i, 2)});
@@ -123,7 +118,7 @@ Halide::Expr AmpereFloat::multiply_values(const Expr &values, const Expr &token)
       // Columns 2t and 2t + 1 of the scores, each of two rows, as the columns t and t + 4 of the operand.
       const int order[] = {0, 2, 1, 3};
       for (int i = 0; i < 4; i++) {
-        text += split("w" + number(m * 4 + i), "%P" + number((m * steps + k) * 4 + order[i]));
+        text += split_tf32("w" + number(m * 4 + i), "%P" + number((m * steps + k) * 4 + order[i]));
       }
     }
     for (int n = 0; n < columns; n += kTogether / rows) {
@@ -134,7 +129,7 @@ Halide::Expr AmpereFloat::multiply_values(const Expr &values, const Expr &token)
         text += "\tadd.u32 at, values, %value" + number(2 * (column % 4) + i % 2) + "; ld.shared.b32 v" +
                 number(i) + ", [at+" + number(column / 4 * tiles.keys * 128 + k * 8 * 128) + "];\n";
       }
-      for (int i = 0; i < 2 * together; i++) text += split("v" + number(i), "v" + number(i));
+      for (int i = 0; i < 2 * together; i++) text += split_tf32("v" + number(i), "v" + number(i));
       for (int i = 0; i < together; i++) {
         for (int m = 0; m < rows; m++) {
           products.push_back({"%O", (m * columns + n + i) * 4, parts("w", m * 4, 4), parts("v", 2 * i, 2)});

@@ -1,17 +1,14 @@
 #include "lowering/hopper.h"
 
+#include <stdexcept>
+
+#include "lowering/wgmma.h"
+
 namespace posattn {
 
 using Halide::cast;
 
 namespace {
-
-// Upper bits of a shared memory descriptor: 128-byte swizzle, and the steps between groups of 8 rows and
-// between chunks.
-std::string descriptor(int chunk_step, int row_group_step) {
-  return number((int64_t{1} << 62) | (static_cast<int64_t>(row_group_step >> 4) << 32) |
-                (static_cast<int64_t>(chunk_step >> 4) << 16));
-}
 
 // Registers of a thread while one more warpgroup copies: multiples of 8, 512 * 128 in all.
 struct RegisterShares {
@@ -19,12 +16,14 @@ struct RegisterShares {
 };
 RegisterShares register_shares(int warpgroups) {
   if (warpgroups == 1) return {40, 240};
-  return warpgroups == 2 ? RegisterShares{24, 240} : RegisterShares{32, 160};
+  if (warpgroups == 2) return {24, 240};
+  return warpgroups == 3 ? RegisterShares{32, 160} : RegisterShares{24, 112};
 }
 
-// A posted task, and how many there is place for: one that is posted two rounds ahead replaces one of two
+// A posted task, and how many there is place for: one that is posted two rounds ahead replaces one of six
 // rounds before, which every warp has read, as the rings of keys and values are no longer than two steps.
-constexpr int kTaskNumbers = 9, kTaskBytes = 64, kTaskPlaces = 4;
+constexpr int kTaskNumbers = 9, kTaskBytes = 64, kTaskPlaceBits = 3,
+              kTaskPlaces = 1 << kTaskPlaceBits;
 
 }  // namespace
 
@@ -36,12 +35,21 @@ Hopper::Hopper(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat)
   const int stages = tiles.stages;
   q_.chunk_bytes = tiles.rows() * 128;
   k_.chunk_bytes = v_.chunk_bytes = tiles.keys * 128;
-  q_.tiles = take(chunks_ * q_.chunk_bytes);
+  q_.tiles = take(query_places() * chunks_ * q_.chunk_bytes);
   k_.tiles = take(stages * chunks_ * k_.chunk_bytes);
   v_.tiles = take(stages * chunks_ * v_.chunk_bytes);
-  q_.full = take(8), q_.empty = take(8);
-  for (Ring *ring : {&k_, &v_}) ring->full = take(8 * stages), ring->empty = take(8 * stages);
-  posted_ = take(8 * kTaskPlaces);
+  if (tiles.bias_places > 0 && (!tiles.copy_warpgroup || tiles.keys % 64 != 0))
+    throw std::logic_error("a bias comes in chunks of 64 keys, by a copy warpgroup");
+  bias_.chunk_bytes = tiles.rows() * 128;
+  bias_.tiles = take(tiles.bias_places * bias_bytes());
+  // Those that one thread arrives at come first.
+  q_.full = take(8 * query_places());
+  for (Ring *ring : {&k_, &v_}) ring->full = take(8 * stages);
+  bias_.full = take(8 * tiles.bias_places);
+  posted_ = take(tiles.copy_warpgroup ? 8 * kTaskPlaces : 0);
+  q_.empty = take(8 * query_places());
+  for (Ring *ring : {&k_, &v_}) ring->empty = take(8 * stages);
+  bias_.empty = take(8 * tiles.bias_places);
   tasks_ = take(kTaskPlaces * kTaskBytes);
   end_ = at;
 
@@ -57,26 +65,29 @@ Hopper::Hopper(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat)
       "\tsetp.eq.u32 %leader, %thread, 0; setp.lt.u32 %warp0, %thread, 32;\n"
       "\tand.b32 a, %thread, 31; setp.eq.u32 %lane0, a, 0;\n"
       "\tmov.u32 a, 0; setp.eq.u32 %always, a, 0; setp.ne.u32 %never, a, 0; }\n");
+  if (tiles.bias_places == 0) return;
+  ptx.declare_register(".b32 %B<" + number(tiles.scores() / 2) + ">");
+  ptx.declare_register(".b32 %bias");  // where a lane's row for ldmatrix begins, permuted
+  ptx.at_entry(
+      "\t{ .reg .b32 a, b; shr.u32 a, %thread, 5; shl.b32 a, a, 4; and.b32 b, %thread, 15; add.u32 a, a, b;\n"
+      "\tshl.b32 %bias, a, 7; shr.u32 a, %thread, 4; xor.b32 a, a, %thread; and.b32 a, a, 1;\n"
+      "\tand.b32 b, %thread, 6; or.b32 a, a, b; shl.b32 a, a, 4; add.u32 %bias, %bias, a; }\n");
 }
 
 // Barriers. A tile is full when its bytes are there, and empty when every warp has said so.
 
 Halide::Expr Hopper::initialize_barriers(const Expr &token) {
-  std::string text = "\t{ .reg .b32 a;\n";
-  const auto initialize = [&](int offset, int arrivals) {
-    text += "\tadd.u32 a, %shared, " + number(offset) + "; @%leader mbarrier.init.shared::cta.b64 [a], " +
-            number(arrivals) + ";\n";
-  };
-  initialize(q_.full, 1);
-  initialize(q_.empty, 4 * tiles.warpgroups);
-  for (int s = 0; s < kTaskPlaces; s++) initialize(posted_ + 8 * s, 1);
-  for (const Ring *ring : {&k_, &v_}) {
-    for (int s = 0; s < tiles.stages; s++) {
-      initialize(ring->full + 8 * s, 1);
-      initialize(ring->empty + 8 * s, 4 * tiles.warpgroups);
-    }
-  }
-  return ops.ptx.effect(text + "\tfence.proxy.async.shared::cta; bar.sync 0; }\n", {token});
+  // Each lane of the first warp makes one.
+  const int full = (q_.empty - q_.full) / 8, all = (tasks_ - q_.full) / 8;
+  if (all > 32) throw std::logic_error("more barriers than a warp has lanes");
+  return ops.ptx.effect(
+      "\t{ .reg .b32 at, arrivals; .reg .pred p, q; setp.lt.u32 p, %thread, " + number(all) +
+          "; mad.lo.u32 at, %thread, 8, %shared; add.u32 at, at, " + number(q_.full) +
+          "; setp.lt.u32 q, %thread, " + number(full) + "; selp.u32 arrivals, 1, " +
+          number(4 * tiles.warpgroups) +
+          ", q; @p mbarrier.init.shared::cta.b64 [at], arrivals;\n"
+          "\tfence.proxy.async.shared::cta; bar.sync 0; }\n",
+      {token});
 }
 
 Halide::Expr Hopper::wait(const Expr &barrier, const Expr &parity, const Expr &token) {
@@ -131,6 +142,27 @@ Halide::Expr Hopper::copy_block(const TensorTask &task, const TensorSource &sour
        tile(ring, step), ring.full + stage(step) * 8, ring.empty + stage(step) * 8, 1 - phase(step), token});
 }
 
+// By the copy warpgroup: a block of keys of the queries' biases.
+std::string Hopper::copy_bias(const std::string &map, const std::string &of_head,
+                              const std::string &of_batch) const {
+  std::string text =
+      "\tmad.lo.u32 barrier, bias_place, 8, %shared; add.u32 to, barrier, " + number(bias_.empty) +
+      "; add.u32 barrier, barrier, " + number(bias_.full) +
+      ";\n\tBIAS$u: mbarrier.try_wait.parity.shared::cta.b64 q, [to], bias_parity; @!q bra BIAS$u;\n"
+      "\tmad.lo.u32 to, bias_place, " +
+      number(bias_bytes()) + ", %shared; add.u32 to, to, " + number(bias_.tiles) +
+      "; mul.lo.s32 bias_head, head, " + of_head + "; mul.lo.s32 bias_batch, batch, " + of_batch +
+      ";\n\tmbarrier.arrive.expect_tx.shared::cta.b64 _, [barrier], " + number(bias_bytes()) + ";\n";
+  for (int c = 0; c < tiles.keys / 64; c++) {
+    text += "\tadd.s32 channel, block, " + number(c * 64) +
+            "; cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [to], [" + map +
+            ", {channel, row, bias_head, bias_batch}], [barrier]; add.u32 to, to, " +
+            number(bias_.chunk_bytes) + ";\n";
+  }
+  return text + "\tadd.u32 bias_place, bias_place, 1; setp.eq.u32 q, bias_place, " +
+         number(tiles.bias_places) + "; @q mov.u32 bias_place, 0; @q xor.b32 bias_parity, bias_parity, 1;\n";
+}
+
 Halide::Expr Hopper::post(const TensorTask &task, const Expr &token) {
   const Expr place = task.round & (kTaskPlaces - 1);
   std::string text = "\t{ .reg .b32 to; @!%leader bra SKIP$u; add.u32 to, %shared, $0;\n";
@@ -148,7 +180,8 @@ Halide::Expr Hopper::enter(const Expr &round, const Expr &token) {
   const Expr parity = cast<int>(cast<uint32_t>(round) / kTaskPlaces % 2);
   return ops.ptx.effect(
       "\t{ .reg .b32 steps; .reg .pred p; add.u32 steps, %shared, $0; ld.shared.b32 steps, [steps+16]; "
-      "setp.le.s32 p, steps, 0; @p exit; }\n",
+      "setp.gt.s32 p, steps, 0; @p bra GO$u;\n\t" +
+          std::string(tiles.ahead ? "wgmma.wait_group.sync.aligned 0; " : "") + "exit;\n\tGO$u: }\n",
       {tasks_ + place * kTaskBytes, wait(posted_ + place * 8, parity, token)});
 }
 
@@ -176,6 +209,8 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
   std::string text =
       "\t{ .reg .b32 step, stage, parity, block, other, to, barrier, channel, left, round, slot;\n"
       "\t.reg .b32 row, head, kv_head, batch, steps, last, first, right, masked; .reg .pred p, q;\n"
+      "\t.reg .b32 bias_place, bias_parity, bias_head, bias_batch; mov.u32 bias_place, 0; mov.u32 bias_parity, "
+      "1;\n"
       "\tsetp.lt.u32 p, %thread, " +
       number(first) + "; @p bra MULTIPLY$u;\n\tsetmaxnreg.dec.sync.aligned.u32 " + number(shares.copy) +
       ";\n\tsetp.ne.u32 p, %thread, " + number(first) + "; @p bra DONE$u;\n" +
@@ -183,7 +218,7 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
   text += "\tand.b32 slot, round, " + number(kTaskPlaces - 1) +
           "; shl.b32 barrier, slot, 3; add.u32 barrier, barrier, %shared; add.u32 barrier, "
           "barrier, " +
-          number(posted_) + "; shr.u32 other, round, 2; and.b32 other, other, 1;\n" +
+          number(posted_) + "; shr.u32 other, round, " + number(kTaskPlaceBits) + "; and.b32 other, other, 1;\n" +
           wait_for("POSTED$u", "barrier", "other") + "\tmad.lo.u32 to, slot, " + number(kTaskBytes) +
           ", %shared; add.u32 to, to, " + number(tasks_) + ";\n";
   int place = 0;
@@ -191,12 +226,14 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
     text += std::string("\tld.shared.b32 ") + name + ", [to+" + number(4 * place++) + "];\n";
   }
   text +=
-      "\tsetp.le.s32 p, steps, 0; @p bra DONE$u;\n\tand.b32 other, round, 1; xor.b32 other, other, 1; "
-      "add.u32 "
-      "barrier, %shared, " +
+      "\tsetp.le.s32 p, steps, 0; @p bra DONE$u;\n\tand.b32 slot, round, " +
+      number(query_places() - 1) + "; shr.u32 other, round, " + number(query_places() - 1) +
+      "; and.b32 other, other, 1; xor.b32 other, other, 1;\n\tmad.lo.u32 barrier, slot, 8, %shared; add.u32 "
+      "barrier, barrier, " +
       number(q_.empty) + ";\n" + wait_for("QUERIES$u", "barrier", "other");
-  text += "\tadd.u32 to, %shared, " + number(q_.tiles) + "; add.u32 barrier, %shared, " + number(q_.full) +
-          ";\n" + copy_tile("$@0", q_.chunk_bytes, "to", "barrier", "row", "head", "batch", "");
+  text += "\tmad.lo.u32 to, slot, " + number(chunks_ * q_.chunk_bytes) + ", %shared; add.u32 to, to, " +
+          number(q_.tiles) + "; add.u32 barrier, barrier, " + number(q_.full - q_.empty) + ";\n" +
+          copy_tile("$@0", q_.chunk_bytes, "to", "barrier", "row", "head", "batch", "");
   text +=
       "\tmov.u32 step, 0; sub.s32 left, masked, right;\n\tNEXT$u:\n"
       // TensorTask::block
@@ -213,13 +250,18 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
             ";\n" +
             copy_tile(ring == &k_ ? "$@1" : "$@2", ring->chunk_bytes, "to", "barrier", "block", "kv_head",
                       "batch", "");
+    if (ring == &k_ && tiles.bias_places > 0) text += copy_bias("$@3", "$4", "$5");
   }
   text += "\tadd.u32 step, step, 1; add.u32 stage, stage, 1; setp.eq.u32 p, stage, " + number(tiles.stages) +
           "; @p mov.u32 stage, 0; @p xor.b32 parity, parity, 1; setp.lt.s32 p, step, steps; @p bra NEXT$u;\n"
           "\tadd.u32 round, round, 1; bra TASK$u;\n"
           "\tDONE$u: exit;\n\tMULTIPLY$u: setmaxnreg.inc.sync.aligned.u32 " +
           number(shares.multiply) + ";\n\t}\n";
-  return ops.ptx.effect(text, {task.q.map, task.k.map, task.v.map, token});
+  std::vector<Expr> arguments = {task.q.map, task.k.map, task.v.map};
+  if (tiles.bias_places > 0)
+    arguments.insert(arguments.end(), {task.bias_map, task.bias_of_head, task.bias_of_batch});
+  arguments.push_back(token);
+  return ops.ptx.effect(text, arguments);
 }
 
 // Products.
@@ -227,9 +269,9 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
 // %S = a warpgroup's 64 rows of queries times the keys.
 Halide::Expr Hopper::multiply_keys(const Expr &queries, const Expr &keys, const Expr &token) {
   std::string text =
-      "\t{ .reg .b32 a, b; .reg .b64 da, db, ea, eb; add.u32 a, %shared, $0; add.u32 b, %shared, $1;\n"
-      "\tshr.u32 a, a, 4; shr.u32 b, b, 4; cvt.u64.u32 da, a; cvt.u64.u32 db, b;\n\tor.b64 da, da, " +
-      descriptor(16, 1024) + "; or.b64 db, db, " + descriptor(16, 1024) + ";\n\twgmma.fence.sync.aligned;\n";
+      "\t{ .reg .b32 a, b; .reg .b64 da, db, ea, eb; add.u32 a, %shared, $0; add.u32 b, %shared, $1;\n" +
+      wgmma_descriptor("da", "a", 16, 1024) + wgmma_descriptor("db", "b", 16, 1024) +
+      "\twgmma.fence.sync.aligned;\n";
   for (int k = 0; k < tiles.head_dim / 16; k++) {
     const int chunk = k / 4, inside = k % 4 * 2;
     text += "\tadd.s64 ea, da, " + number(chunk * (q_.chunk_bytes / 16) + inside) + "; add.s64 eb, db, " +
@@ -245,9 +287,8 @@ Halide::Expr Hopper::multiply_keys(const Expr &queries, const Expr &keys, const 
 Halide::Expr Hopper::multiply_values(const Expr &step, const Expr &token) {
   const Expr ready = wait(v_.full + stage(step) * 8, phase(step), token);
   std::string text =
-      "\t{ .reg .b32 b; .reg .b64 db, eb; add.u32 b, %shared, $0; shr.u32 b, b, 4; cvt.u64.u32 db, b;\n"
-      "\tor.b64 db, db, " +
-      descriptor(v_.chunk_bytes, 1024) + ";\n\twgmma.fence.sync.aligned;\n";
+      "\t{ .reg .b32 b; .reg .b64 db, eb; add.u32 b, %shared, $0;\n" +
+      wgmma_descriptor("db", "b", v_.chunk_bytes, 1024) + "\twgmma.fence.sync.aligned;\n";
   for (int k = 0; k < tiles.keys / 16; k++) {
     text += "\tadd.s64 eb, db, " + number(k * 128) + ";\n\twgmma.mma_async.sync.aligned.m64n" +
             number(tiles.head_dim) + "k16.f32." + type_name() + "." + type_name() + " " +
@@ -261,13 +302,36 @@ Halide::Expr Hopper::wait_products(int pending, const Expr &token) {
   return ops.ptx.effect("\twgmma.wait_group.sync.aligned " + number(pending) + ";", {token});
 }
 
+// Warpgroups take turns: each waits for the one before it to have started its products.
+
+Halide::Expr Hopper::take_turn(const Expr &token) {
+  if (!tiles.in_turns) return token;
+  return ops.ptx.effect("\t{ .reg .b32 own; mov.u32 own, %tid.y; add.u32 own, own, 1; bar.sync own, 256; }",
+                        {token});
+}
+
+Halide::Expr Hopper::pass_turn(const Expr &token) {
+  if (!tiles.in_turns) return token;
+  return ops.ptx.effect("\t{ .reg .b32 next; .reg .pred p; mov.u32 next, %tid.y; add.u32 next, next, 2; "
+                        "setp.gt.u32 p, next, " +
+                            number(tiles.warpgroups) +
+                            "; @p mov.u32 next, 1; bar.arrive next, 256; }",
+                        {token});
+}
+
 // The kernel's parts.
 
 Halide::Expr Hopper::setup(const std::vector<TensorTask> &tasks, const Expr &token) {
   Expr done = initialize_barriers(token);
   if (!tiles.copy_warpgroup) return done;
   for (const TensorTask &task : tasks) done = post(task, done);
-  return start_copy_warpgroup(tasks[0], done);
+  done = start_copy_warpgroup(tasks[0], done);
+  if (!tiles.in_turns) return done;
+  // The last one gives the first its turn.
+  done = ops.ptx.effect("\t{ .reg .b32 own; .reg .pred p; mov.u32 own, %tid.y; setp.eq.u32 p, own, " +
+                            number(tiles.warpgroups - 1) + "; @p bar.arrive 1, 256; }",
+                        {done});
+  return tiles.ahead ? take_turn(done) : done;
 }
 
 Halide::Expr Hopper::begin(const TensorTask &task, const Expr &token) {
@@ -281,22 +345,79 @@ Halide::Expr Hopper::begin(const TensorTask &task, const Expr &token) {
     }
   }
   done = ops.fill("%O", tiles.outputs(), 0.f, done);
-  return wait(q_.full, task.round & 1, done);
+  return tiles.ahead ? done : wait(q_.full, query_phase(task.round), done);
+}
+
+// Where there is no such task, what is multiplied is what lies there, and nobody reads the result.
+Halide::Expr Hopper::start_scores(const Expr &round, const Expr &steps_before, const Expr &group,
+                                  const Expr &token) {
+  const Expr place = round & (kTaskPlaces - 1), queries = query_place(round);
+  const auto wait_for = [](const std::string &label, const std::string &barrier, const std::string &parity) {
+    return "\t" + label + "$u: mbarrier.try_wait.parity.shared::cta.b64 q, [" + barrier + "], " + parity +
+           "; @!q bra " + label + "$u;\n";
+  };
+  const Expr there = ops.ptx.effect(
+      "\t{ .reg .b32 posted, task, queries, keys, steps; .reg .pred p, q; add.u32 posted, %shared, $0; add.u32 "
+      "task, %shared, $2; add.u32 queries, %shared, $3; add.u32 keys, %shared, $5;\n" +
+          wait_for("POSTED", "posted", "$1") +
+          "\tld.shared.b32 steps, [task+16]; setp.le.s32 p, steps, 0; @p bra NONE$u;\n" +
+          wait_for("QUERIES", "queries", "$4") + wait_for("KEYS", "keys", "$6") + "\tNONE$u: }\n",
+      {posted_ + place * 8, cast<int>(cast<uint32_t>(round) / kTaskPlaces % 2), tasks_ + place * kTaskBytes,
+       q_.full + queries * 8, query_phase(round), k_.full + stage(steps_before) * 8, phase(steps_before),
+       token});
+  return pass_turn(multiply_keys(queries_of(round, group), tile(k_, steps_before), there));
 }
 
 Halide::Expr Hopper::scores(const TensorTask &task, const Step &step, const Expr &group, const Expr &token) {
   const Expr j = task.steps_before + step.index;
   Expr done = token;
+  if (tiles.ahead && step.is_first) return release(k_.empty + stage(j) * 8, wait_products(0, done));
   if (!tiles.copy_warpgroup) {
     done = copy_block(task, task.k, k_, step.index + tiles.stages - 1, done);
     done = copy_block(task, task.v, v_, step.index + tiles.stages - (tiles.overlap ? 2 : 1), done);
   }
   done = wait(k_.full + stage(j) * 8, phase(j), done);
-  done = multiply_keys(q_.tiles + group * (64 * 128), tile(k_, j), done);
+  done = multiply_keys(queries_of(task.round, group), tile(k_, j), take_turn(done));
   const bool with_values = tiles.overlap && !step.is_first;
   if (with_values) done = multiply_values(j - 1, done);
+  done = pass_turn(done);
   done = wait_products(with_values ? 1 : 0, done);
   return release(k_.empty + stage(j) * 8, done);
+}
+
+// Biases that are lower than any visible score, but not -infinity, become the lowest one; they are rare.
+std::string Hopper::clamp_bias() const {
+  const int count = tiles.scores() / 2;
+  std::string text = "\tmov.b32 least, %B0;\n";
+  for (int i = 1; i < count; i++) text += "\tmin.bf16x2 least, least, %B" + number(i) + ";\n";
+  const std::string lowest = "0fFF1D0000";  // about kLowestVisible
+  text += "\tand.b32 high, least, 0xffff0000; shl.b32 low, least, 16; min.f32 low, low, high; setp.lt.f32 p, low, " +
+          lowest + "; vote.sync.any.pred p, p, 0xffffffff; @!p bra HIGH$u;\n";
+  for (int i = 0; i < count; i++) {
+    const std::string b = "%B" + number(i);
+    text += "\tand.b32 high, " + b + ", 0xffff0000; shl.b32 low, " + b + ", 16;\n";
+    for (const char *half : {"high", "low"}) {
+      text += std::string("\tsetp.neu.f32 p, ") + half + ", 0fFF800000; @p max.f32 " + half + ", " + half +
+              ", " + lowest + ";\n";
+    }
+    text += "\tshr.u32 low, low, 16; or.b32 " + b + ", high, low;\n";
+  }
+  return text + "\tHIGH$u:\n";
+}
+
+Halide::Expr Hopper::load_bias(const TensorTask &task, const Step &step, const Expr &token) {
+  const Expr j = task.steps_before + step.index, place = j & (tiles.bias_places - 1);
+  const Expr there = wait(bias_.full + place * 8, cast<int>(cast<uint32_t>(j) / tiles.bias_places % 2), token);
+  std::string text =
+      "\t{ .reg .b32 at, to; .reg .b32 least, high, low; .reg .pred p; add.u32 at, %shared, $0;\n";
+  for (int piece = 0; piece < tiles.keys / 8; piece += 2) {
+    text += "\txor.b32 to, %bias, " + number(piece % 8 * 16) +
+            "; add.u32 to, to, at; ldmatrix.sync.aligned.m8n8.x4.shared.b16 " +
+            register_list("%B", 2 * piece, 4) + ", [to+" + number(piece / 8 * bias_.chunk_bytes) + "];\n";
+  }
+  const Expr loaded = ops.ptx.effect(text + (is_bfloat ? clamp_bias() : "") + "\t}\n",
+                                     {bias_.tiles + place * bias_bytes(), there});
+  return release(bias_.empty + place * 8, loaded);
 }
 
 Halide::Expr Hopper::accumulate(const TensorTask &task, const Step &step, const std::vector<Expr> &decay,
@@ -322,7 +443,8 @@ Halide::Expr Hopper::accumulate(const TensorTask &task, const Step &step, const 
 
 Halide::Expr Hopper::finish(const TensorTask &task, const Expr &token) {
   Expr done = token;
-  if (tiles.copy_warpgroup) done = release(q_.empty, done);
+  if (tiles.copy_warpgroup) done = release(q_.empty + query_place(task.round) * 8, done);
+  if (tiles.ahead) done = take_turn(done);
   if (tiles.overlap) done = multiply_values(task.steps_before + task.steps - 1, done);
   return done;
 }
@@ -330,7 +452,7 @@ Halide::Expr Hopper::finish(const TensorTask &task, const Expr &token) {
 Halide::Expr Hopper::wait_for_outputs(const TensorTask &task, const Expr &token) {
   if (!tiles.overlap) return token;
   const Expr last = task.steps_before + task.steps - 1;
-  return release(v_.empty + stage(last) * 8, wait_products(0, token));
+  return release(v_.empty + stage(last) * 8, wait_products(tiles.ahead ? 1 : 0, token));
 }
 
 }  // namespace posattn

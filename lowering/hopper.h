@@ -18,11 +18,15 @@ class Hopper : public TensorBackend {
   Expr post(const TensorTask &task, const Expr &token) override;
   Expr enter(const Expr &round, const Expr &token) override;
   void read_posted(TensorTask &task, const Expr &token) override;
+  Expr start_scores(const Expr &round, const Expr &steps_before, const Expr &group,
+                    const Expr &token) override;
   Expr scores(const TensorTask &task, const Step &step, const Expr &group, const Expr &token) override;
+  Expr load_bias(const TensorTask &task, const Step &step, const Expr &token) override;
   Expr accumulate(const TensorTask &task, const Step &step, const std::vector<Expr> &decay,
                   const std::vector<Expr> &weights, const Expr &token) override;
   Expr finish(const TensorTask &task, const Expr &token) override;
   Expr wait_for_outputs(const TensorTask &task, const Expr &token) override;
+  Expr leave(const Expr &token) override { return tiles.ahead ? wait_products(0, token) : token; }
 
  private:
   // A tile in shared memory is a row of chunks, each 64 channels wide: rows of 128 bytes, swizzled.
@@ -30,6 +34,9 @@ class Hopper : public TensorBackend {
     int tiles, chunk_bytes;  // offset of the first tile; bytes of a chunk
     int full, empty;         // offsets of barriers, 8 bytes each
   };
+  int bias_bytes() const { return tiles.keys / 64 * bias_.chunk_bytes; }
+  std::string copy_bias(const std::string &map, const std::string &of_head, const std::string &of_batch) const;
+  std::string clamp_bias() const;
   // `step` counts from the block of threads' first one, over all of its tasks.
   Expr stage(const Expr &step) const { return step & (tiles.stages - 1); }
   Expr phase(const Expr &step) const {
@@ -37,6 +44,15 @@ class Hopper : public TensorBackend {
   }
   Expr tile(const Ring &ring, const Expr &step) const {
     return ring.tiles + stage(step) * (chunks_ * ring.chunk_bytes);
+  }
+  // Queries of tasks that follow one another lie in different places where tiles are `ahead`.
+  int query_places() const { return tiles.ahead ? 2 : 1; }
+  Expr query_place(const Expr &round) const { return round & (query_places() - 1); }
+  Expr queries_of(const Expr &round, const Expr &group) const {
+    return q_.tiles + query_place(round) * (chunks_ * q_.chunk_bytes) + group * (64 * 128);
+  }
+  Expr query_phase(const Expr &round) const {
+    return Halide::cast<int>(Halide::cast<uint32_t>(round) / query_places() % 2);
   }
 
   Expr initialize_barriers(const Expr &token);
@@ -51,10 +67,12 @@ class Hopper : public TensorBackend {
   Expr start_copy_warpgroup(const TensorTask &task, const Expr &token);
   Expr multiply_keys(const Expr &queries, const Expr &keys, const Expr &token);
   Expr multiply_values(const Expr &step, const Expr &token);
+  Expr take_turn(const Expr &token);
+  Expr pass_turn(const Expr &token);
   Expr wait_products(int pending, const Expr &token);
 
   int chunks_;
-  Ring q_, k_, v_;
+  Ring q_, k_, v_, bias_;
   int tasks_, posted_;  // places of posted tasks, and the barriers that say that they are there
   int end_;
 };

@@ -28,6 +28,9 @@ struct TensorTiles {
   bool shared_queries;  // mma.sync: queries stay in shared memory, and leave their registers to larger tiles
   int blocks_per_sm;    // that registers shall leave room for
   int group_warps = 4;  // of a warpgroup; one, where a block of threads is a single warp
+  bool ahead = false;   // a tile's first scores are multiplied while the outputs of the tile before are stored
+  int bias_places = 0;  // for blocks of a dense bias of 16 bits, one on its way into each; a power of two or 0
+  bool in_turns = false;  // warpgroups start products one after the other, so that one multiplies while others don't
 
   int rows() const { return warpgroups * group_warps * row_tiles * 16; }
   int group_threads() const { return group_warps * 32; }
@@ -51,6 +54,9 @@ struct TensorSource {
 // One tile of queries that a block of threads works on.
 struct TensorTask {
   TensorSource q, k, v;
+  // A dense bias of 16 bits, (key, query, head, batch), where there is one: its map alone; and 1, or 0 where all
+  // heads, or batches, share it.
+  Halide::Expr bias_map, bias_of_head, bias_of_batch;
   Halide::Expr first_row, head, kv_head, batch;
   // Where the rows that a thread copies start, for rows of queries that are no plain matrix; empty otherwise.
   std::vector<Halide::Expr> row_addresses;
@@ -98,15 +104,32 @@ class TensorBackend {
   static constexpr int kTasksAhead = 2;
   virtual Expr post(const TensorTask &, const Expr &token) { return token; }
   virtual Expr enter(const Expr & /*round*/, const Expr &token) { return token; }
+  // Starts the first product of queries and keys of a round's task, if there is one, where tiles are `ahead`.
+  virtual Expr start_scores(const Expr & /*round*/, const Expr & /*steps_before*/, const Expr & /*group*/,
+                            const Expr &token) {
+    return token;
+  }
   virtual void read_posted(TensorTask &, const Expr & /*token*/) {}
   // Products of queries and keys; %S holds them afterwards.
   virtual Expr scores(const TensorTask &task, const Step &step, const Expr &group, const Expr &token) = 0;
+  // The biases of the products that scores() made; then that of any of a thread's scores.
+  virtual Expr load_bias(const TensorTask &, const Step &, const Expr &token) { return token; }
+  Expr bias(const Expr &constant_index, const Expr &token) const {
+    const std::string half = "\t{ .reg .b32 x; shr.u32 x, %B$0, $1; ";
+    // The upper half of a float is a bfloat16.
+    const std::string text =
+        is_bfloat ? half + "shl.b32 x, x, 16; mov.b32 $r, x; }"
+                  : half + "{ .reg .b16 h; cvt.u16.u32 h, x; cvt.f32.f16 $r, h; } }";
+    return ops.ptx.read(Halide::Float(32), text, {constant_index / 2, constant_index % 2 * 16, token});
+  }
   // Scales what is there by `decay`, a factor a row, and adds the weighted values.
   virtual Expr accumulate(const TensorTask &task, const Step &step, const std::vector<Expr> &decay,
                           const std::vector<Expr> &weights, const Expr &token) = 0;
   // After the last step; and until %O holds the sums.
   virtual Expr finish(const TensorTask &task, const Expr &token) = 0;
   virtual Expr wait_for_outputs(const TensorTask &task, const Expr &token) = 0;
+  // After the last task.
+  virtual Expr leave(const Expr &token) { return token; }
 
   PtxOps ops;
   const TensorTiles tiles;

@@ -31,8 +31,9 @@ struct TensorFuncs {
   } vars;
 };
 
-// Terms that are compiled in: none, a tabulated bias, a dense one, all but branches, all.
-enum class TensorScores { plain, table, dense, full, branches };
+// Terms that are compiled in: none, a tabulated bias, a dense one, the same in tiles of 16 bits, all but branches,
+// all.
+enum class TensorScores { plain, table, dense, dense_tiles, full, branches };
 
 // For Hopper, or for the cards since Ampere.
 TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores);
@@ -40,8 +41,8 @@ TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores);
 // For few rows, and splits of the keys, on any card.
 TensorTiles tensor_decode_tiles(int head_dim, int bytes);
 
-// For float32, on any card.
-TensorTiles tensor_float_tiles(int head_dim, TensorScores scores);
+// For float32, on Hopper (heads of up to 128 channels) or on the cards since Ampere.
+TensorTiles tensor_float_tiles(bool hopper, int head_dim, TensorScores scores);
 
 TuningSpace tensor_tuning_space(bool hopper, int head_dim, TensorScores scores);
 

@@ -210,6 +210,37 @@ TEST(AttendEdges, FiniteMasksDoNotHide) {
   });
 }
 
+// The same of a bias of 16 bits in tiles, beside keys that are hidden.
+TEST(AttendEdges, FiniteBiasesOf16BitsDoNotHide) {
+  on_every_target([] {
+    for (DType type : {DType::bf16, DType::f16}) {
+      CaseSpec s = small(9, type, 80);
+      s.keys = 136;
+      s.weights = Weights::none;
+      Case c(s);
+      const double low = type == DType::bf16 ? -3.3895e38 : -65504;
+      const Tensor bias(type, {s.queries, s.keys});
+      for (int64_t i = 0; i < s.queries; ++i) {
+        for (int64_t j = 0; j < s.keys; ++j) {
+          const bool is_low = i < 20 || (i < 40 && j % 3 == 0), is_hidden = j == i || i == 50;
+          set_element(bias, {i, j}, is_hidden ? -kInfinity : is_low ? low : 0.5);
+        }
+      }
+      AttendArgs args = c.args();
+      args.dense_bias = bias;
+      const Outputs outputs = outputs_of(args);
+      EXPECT_TRUE(accurate(args, outputs));
+      for (int64_t row = 0; row < s.queries; ++row) {
+        if (row == 50) {
+          expect_hidden_row(outputs, row);
+          continue;
+        }
+        for (double x : values_of(outputs.lse.view().slice(2, row, row + 1))) EXPECT_TRUE(std::isfinite(x)) << row;
+      }
+    }
+  });
+}
+
 // Two finite masks whose sum is beyond float32 still hide nothing.
 TEST(AttendEdges, FiniteMasksThatOverflowDoNotHide) {
   on_every_target([] {

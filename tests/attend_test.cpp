@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "tests/case.h"
 #include "tests/check.h"
 
@@ -195,6 +197,32 @@ TEST(Attend, AddMaskShapes) {
 }
 TEST(Attend, DenseBiasShapes) {
   every_mask_shape(5300, [](CaseSpec &s, const MaskSpec &mask) { s.dense = mask; });
+}
+
+// Of the queries' type, whole and with rows of whole vectors: as kernels for GPUs read it in tiles.
+TEST(Attend, DenseBiasOfTheQueriesType) {
+  uint64_t seed = 5400;
+  for (DType type : {DType::bf16, DType::f16}) {
+    for (int64_t head_dim : {40, 128}) {
+      for (const std::array<bool, 2> &shared : {std::array<bool, 2>{}, {true, false}, {false, true}, {true, true}}) {
+        for (Causal causal : {Causal::none, Causal::bottom_right}) {
+          CaseSpec s;
+          s.seed = ++seed;
+          s.type = s.dense.type = type;
+          s.queries = seed % 3 == 0 ? 140 : 70;
+          s.keys = seed % 2 ? 136 : 200;
+          s.head_dim = s.value_dim = head_dim;
+          s.dense.given = true;
+          s.dense.broadcast = {shared[0], shared[1], false, false};
+          s.hidden_rows = seed % 5 == 0;
+          s.causal = causal;
+          s.key_lengths = seed % 4 == 0;
+          s.window_left = seed % 7 == 0 ? 100 : -1;
+          EXPECT_TRUE(passes(s));
+        }
+      }
+    }
+  }
 }
 
 TEST(Attend, KeyMasks) {

@@ -56,6 +56,22 @@ TEST_F(CudaRuntime, LaunchesOnTheCallersStreamAndLoadsOnce) {
   EXPECT_EQ(asked.modules, 1);
 }
 
+// A dense bias is converted to float32, but for one that Hopper's copy engine takes in tiles.
+TEST_F(CudaRuntime, ReadsABiasOfTheQueriesTypeAsItIs) {
+  for (const bool in_tiles : {true, false}) {
+    const int64_t keys = in_tiles ? 72 : 70;  // rows of whole vectors, or not
+    const Tensor q(DType::bf16, {1, 2, 40, 64}), k(DType::bf16, {1, 2, keys, 64});
+    const Tensor bias(DType::bf16, {2, 40, keys});
+    Tensor result(DType::bf16, {1, 2, 40, 64});
+    asked = Asked();
+    asked.capability = 90;
+    args.query = q.view(), args.key = k.view(), args.value = k.view(), args.out = result.view();
+    args.dense_bias = bias.view();
+    attend(args, stream);
+    EXPECT_EQ(asked.launches, in_tiles ? 1 : 2);
+  }
+}
+
 TEST_F(CudaRuntime, RefusesMemoryOfTheHost) {
   asked.known_addresses = false;
   const std::string text = error_of([&] { attend(args, stream); });

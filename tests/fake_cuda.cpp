@@ -24,7 +24,7 @@ Driver fake_driver() {
   d.DeviceGet = [](Device *device, int) -> Result { return *device = 0, kSuccess; };
   d.DeviceGetName = [](char *name, int, Device) -> Result { return std::strcpy(name, "fake GPU"), kSuccess; };
   d.DeviceGetAttribute = [](int *value, int attribute, Device) -> Result {
-    *value = 100000;
+    *value = 232448;  // as the most shared memory of a block of threads on Hopper
     if (attribute == kAttributeCapabilityMajor) *value = asked.capability / 10;
     if (attribute == kAttributeCapabilityMinor) *value = asked.capability % 10;
     return kSuccess;
@@ -58,6 +58,8 @@ Driver fake_driver() {
     asked.streams.insert(stream);
     return asked.launch_result;
   };
+  d.TensorMapEncodeTiled = [](void *, int, unsigned, void *, const uint64_t *, const uint64_t *, const unsigned *,
+                              const unsigned *, int, int, int, int) -> Result { return kSuccess; };
   d.PointerGetAttributes = [](unsigned, int *, void **values, Address) -> Result {
     if (!asked.known_addresses) return kErrorInvalidValue;
     *static_cast<unsigned *>(values[0]) = kMemoryTypeDevice;

@@ -83,6 +83,8 @@ _KINDS = {
     # The same on tensor cores for calls with nothing added to the scores, or only a tabulated or a dense bias.
     "prefill_plain": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "plain"}),
     "prefill_dense": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "dense"}),
+    # A dense bias of the type of the queries, in tiles that Hopper copies.
+    "prefill_dense_16": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "dense_16"}),
     "prefill_offsets": _kind(_TENSOR_PROGRAM, cpu = False, head_dim = True, tensor = {"compiled_terms": "offsets"}),
     "decode": _kind(
         "attention",
@@ -156,10 +158,16 @@ def _has_kernels(kind, type, target):
     if kind in _OPTIONAL_KINDS and target in _TARGET_TYPES:
         return False
     if target in _TENSOR_TARGETS:
-        # Those of float32 are for any card, and for calls that do not need every term.
+        # Those of float32 are for calls that do not need every term, and sm80's decode on every card.
+        if kind == "prefill_dense_16" and (type == "f32" or target == "sm80"):
+            return False
         has_them = _KINDS[kind].tensor != None
-        return has_them and not (type == "f32" and (target == "sm90a" or kind == "prefill"))
+        return has_them and not (type == "f32" and (kind == "prefill" or (target == "sm90a" and kind == "decode_plain")))
     return _KINDS[kind].cuda != None if target in CUDA_TARGETS else _KINDS[kind].cpu
+
+def _has_head_dim(type, target, head_dim):
+    # Of float32, tiles of larger heads and their parts do not fit sm90a's shared memory.
+    return not (type == "f32" and target == "sm90a" and head_dim > 128)
 
 def _program(kind, target):
     return _TENSOR_PROGRAM if target in _TENSOR_TARGETS else _KINDS[kind].program
@@ -249,7 +257,8 @@ def _manifest(kinds, branches, head_dims, types, targets, tuned):
         for head_dim in (head_dims if _KINDS[kind].head_dim else [0])
         for type in _KINDS[kind].types or types
         for target in targets
-        if _has_kernels(kind, type, target) and _TARGET_TYPES.get(target, types[0]) in types and
+        if _has_kernels(kind, type, target) and _has_head_dim(type, target, head_dim) and
+           _TARGET_TYPES.get(target, types[0]) in types and
            (_KINDS[kind].types or type == _TARGET_TYPES.get(target, type))
         for variant in _variants(tuned, kind, head_dim, type, target)
     ]

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <limits>
 
+#include "runtime/attend_masks.h"
 #include "runtime/cuda/attend_plan.h"
 #include "runtime/cuda/attend_unchecked.h"
 #include "runtime/cuda/launch.h"
@@ -19,9 +20,6 @@ namespace cuda {
 namespace {
 
 constexpr uintptr_t kVectorBytes = 16;  // that decoding, or copying a tile, loads at a time
-// Causal rows of so many keys differ too much for tiles of queries to be shared out in advance: each is a
-// block of threads then (480 -> 640 TFLOP/s at 16384 keys on an H100).
-constexpr int64_t kManyCausalKeys = 8192;
 constexpr int32_t kBlockForEachTile = 1 << 24;
 // Up to so many queries a sequence is one tile, of which a multiprocessor has several at a time.
 constexpr int64_t kFewestSharedQueries = 64;
@@ -395,7 +393,10 @@ class Attend {
     call.set("has_add", plan_.add.given).set("has_dense", plan_.dense.given);
     const bool only_block = plan_.keep.given && !plan_.keep.convert && plan_.keep.view.empty();
     call.set("has_keep", plan_.keep.given).set("keep_value", !only_block);
-    call.set("key_bias", all.key_bias).set("add_mask", all.add).set("dense_bias", all.dense);
+    // One of 16 bits is read in tiles.
+    const bool in_tiles = all.dense.type != DType::f32;
+    call.set("key_bias", all.key_bias).set("add_mask", all.add);
+    call.set("dense_bias", in_tiles ? unused(DType::f32, 4) : all.dense);
     call.set("keep_mask", all.keep);
     call.set("has_positions", plan_.q_positions != nullptr).set("first_query", number(first_query));
     call.set("q_positions", all.q_positions).set("q_positions_low", all.q_positions_low);
@@ -438,11 +439,10 @@ class Attend {
     const Kernel &kernel = *plan_.kernels.attention;
     KernelCall call(kernel, launch_);
     bind_scores(call, all, first_query, 1);
-    const bool long_rows = args_.causal != Causal::none && shape_.keys >= kManyCausalKeys;
     const bool short_rows = shape_.queries <= kFewestSharedQueries;
-    call.set("blocks", long_rows || short_rows ? kBlockForEachTile : launch_.context->multiprocessors());
+    call.set("blocks", short_rows ? kBlockForEachTile : launch_.context->multiprocessors());
     call.set("k", all.k).set("v", all.v).set("out", all.out).set("lse", all.lse);
-    TensorMap maps[3];
+    TensorMap maps[4];
     int count = 0;
     std::fill(std::begin(launch_.maps), std::end(launch_.maps), nullptr);
     const auto map = [&](const char *name, const KernelBuffer &buffer) {
@@ -451,6 +451,15 @@ class Attend {
       call.set(name, maps[count++]);
     };
     map("q_map", all.q), map("k_map", all.k), map("v_map", all.v);
+    if (kernel.find("dense_map") >= 0) {
+      KernelBuffer bias = all.dense;
+      for (int d = 2; d < 4; ++d) {
+        if (bias.stride[d] == 0) bias.extent[d] = 1;
+      }
+      map("dense_map", bias);
+      call.set("dense_of_head", int32_t{bias.extent[2] > 1});
+      call.set("dense_of_batch", int32_t{bias.extent[3] > 1});
+    }
     call.run();
   }
 
@@ -577,6 +586,15 @@ bool are_adjacent(const AttendArgs &args) {
          same_tokens(args.q_position_mask, args.k_position_mask);
 }
 
+// Whether the dense bias is read in tiles, as it is.
+bool has_dense_tiles(const AttendArgs &args, const AttendProblem &problem, bool with_addresses) {
+  if (args.dense_bias.empty() || args.dense_bias.dtype() != problem.type) return false;
+  const TensorView bias = mask_with_four_dims(args.dense_bias);
+  const bool is_whole = bias.size(2) == problem.shape.queries && bias.size(3) == problem.shape.keys;
+  return is_whole && bias.stride(3) == 1 && tiles_aligned(bias) && steps_positive(bias) &&
+         (!with_addresses || starts_aligned(bias));
+}
+
 // The same for tiles of queries, keys and values on tensor cores. Rotated queries and keys are dense, and so
 // are values that are cleared.
 Alignment alignment_of(const AttendArgs &args, const AttendProblem &problem, bool with_addresses) {
@@ -594,6 +612,7 @@ Alignment alignment_of(const AttendArgs &args, const AttendProblem &problem, boo
   if (with_addresses && args.rope) result.adjacent = are_adjacent(args);
   if (!args.rope) add(args.query), add(args.key);
   if (!problem.hides_keys) add(args.value);
+  result.dense = has_dense_tiles(args, problem, with_addresses);
   return result;
 }
 
@@ -631,11 +650,12 @@ size_t attend_workspace_size(const AttendArgs &args, const CudaStream &stream) {
   int64_t size = -1;
   KernelQuery missing;
   const Alignment possible = alignment_of(args, problem, false);
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 8; ++i) {
     Kernels kernels;
     Alignment aligned = possible;
     aligned.words &= (i & 1) != 0;
     aligned.tiles &= (i & 2) != 0;
+    aligned.dense &= (i & 4) != 0;
     if (!find_kernels(args, problem, scope.context().capability(), aligned, kernels, missing)) continue;
     Workspace workspace(nullptr);
     make_plan(args, problem, kernels, inputs, workspace);

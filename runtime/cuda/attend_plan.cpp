@@ -108,17 +108,18 @@ class Finder : public KernelFinder {
     const bool hides_keys = problem_.type == DType::f32 && has_key_bias(args_);
     if (!alignment.tiles || hides_keys || weights_need_lse()) return nullptr;
     const bool dense = !args_.dense_bias.empty(), branches = query.branches.size > 0;
-    const char *special = nullptr;
+    const char *special = nullptr, *in_tiles = nullptr;
     if (!masked() && !branches) {
       // Unscaled products are compared, which a scale must not turn around.
       if (!dense && !tabulated && problem_.scale > 0) special = "prefill_plain";
       if (!dense && tabulated) special = "prefill_offsets";
       if (dense && !tabulated) special = "prefill_dense";
+      if (dense && !tabulated && alignment.dense) in_tiles = "prefill_dense_16";
     }
     for (int i = 0; i < targets_.size; ++i) {
       query.target = targets_.targets[i];
       if (!is_tensor(query.target)) continue;
-      for (const char *kind : {special, "prefill"}) {
+      for (const char *kind : {in_tiles, special, "prefill"}) {
         query.kind = kind;
         const Kernel *kernel = kind ? find_kernel(query) : nullptr;
         if (kernel && (alignment.maps || kernel->find("q_map") < 0)) return kernel;
@@ -174,6 +175,7 @@ void plan_masks(const AttendArgs &args, const AttendShape &shape, Plan &plan, Wo
   plan.keep = keep_mask(args.keep_mask, args.block_mask);
   plan.add = float_mask(args.add_mask);
   plan.dense = float_mask(args.dense_bias);
+  if (plan.kernels.attention->find("dense_map") >= 0) plan.dense.convert = false;
   Mask *const masks[] = {&plan.keep, &plan.add, &plan.dense};
   int64_t per_query = 0;
   for (const Mask *mask : masks) {

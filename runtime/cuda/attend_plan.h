@@ -60,6 +60,7 @@ struct Alignment {
   bool words = false;     // as the decode kernel needs it
   bool tiles = false;     // as kernels for tensor cores do: rows start at multiples of 16 bytes
   bool maps = false;      // and steps are positive, so that there can be tensor maps
+  bool dense = false;     // the dense bias, of 16 bits as the query, can have a map
   bool adjacent = false;  // keys are heads behind the queries, of the same positions
 };
 bool find_kernels(const AttendArgs &args, const AttendProblem &problem, int capability,

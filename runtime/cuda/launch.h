@@ -14,7 +14,7 @@ struct Launch {
   std::string error;  // of what failed
   // Tensor maps of this call. A kernel's argument that is the address of one stands for the map itself, which
   // is passed by value.
-  const void *maps[3] = {};
+  const void *maps[4] = {};
 };
 
 // Of buffers that lie on the GPU (halide_device_interface_t).

@@ -74,8 +74,9 @@ struct Attention {
       args.weights = weights;
       args.need_weights = Weights::heads;
     }
-    if (is_kind(kernel, "prefill_dense")) {
-      dense = random_tensor(DType::f32, {1, 1, queries, keys});
+    const bool in_tiles = is_kind(kernel, "prefill_dense_16");
+    if (in_tiles || is_kind(kernel, "prefill_dense")) {
+      dense = random_tensor(in_tiles ? type : DType::f32, {1, 1, queries, keys});
       args.dense_bias = dense.view();
     }
     // Any branch that can be tabulated makes a table.

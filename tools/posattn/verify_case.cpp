@@ -61,7 +61,11 @@ void leave_out_terms(const KernelInfo &kernel, CaseSpec &spec) {
   spec.positions = PositionKind::none;
   spec.q_position_mask = spec.k_position_mask = false;
   if (spec.scale && *spec.scale <= 0) spec.scale.reset();
-  spec.dense.given = is_kind(kernel, "prefill_dense");
+  // Of the type that the kernel takes as it is.
+  const bool in_tiles = is_kind(kernel, "prefill_dense_16");
+  spec.dense = {};
+  spec.dense.given = in_tiles || is_kind(kernel, "prefill_dense");
+  if (in_tiles) spec.dense.type = spec.type;
   if (is_kind(kernel, "prefill_offsets")) spec.branches = {"relative"};
 }
 
@@ -101,6 +105,8 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
     spec.queries = random.integer(is_prefill(kernel) ? 40 : 1, 130);
     spec.keys = random.chance(0.4) ? spec.queries : random.integer(1, 260);
   }
+
+  if (is_kind(kernel, "prefill_dense_16")) spec.keys = (spec.keys + 7) / 8 * 8;  // rows of whole vectors
 
   if (is_kind(kernel, "weights") && spec.weights == Weights::none)
     spec.weights = random.pick({Weights::mean, Weights::heads});
