@@ -457,6 +457,7 @@ class Attend {
   // Partial results as the kernel sees them: (d, row, split of a head, batch), and without d.
   void call_tensor_decode(const Buffers &all, int64_t first_query) {
     KernelCall call(*plan_.kernels.attention, launch_);
+    start_early_if_it_can(*plan_.kernels.attention, call);
     bind_scores(call, all, first_query, plan_.row_heads);
     const auto joined = [](const KernelBuffer &b) {
       const int last = b.dimensions - 1;
@@ -467,6 +468,13 @@ class Attend {
     };
     call.set("blocks", 1).set("k", all.k).set("v", all.v);
     call.set("out", joined(all.partial_out)).set("lse", joined(all.partial_lse)).run();
+    launch_.starts_early = false;
+  }
+
+  // Kernels that wait by themselves for those before them have an argument of this name.
+  void start_early_if_it_can(const Kernel &kernel, KernelCall &call) {
+    launch_.starts_early = kernel.find("starts_early") >= 0;
+    call.set("starts_early", 1);
   }
 
   void call_attention(const Buffers &all, int64_t first_query) {
@@ -485,9 +493,11 @@ class Attend {
 
   void call_merge(const Buffers &all) {
     KernelCall call(*plan_.kernels.merge, launch_);
+    start_early_if_it_can(*plan_.kernels.merge, call);
     call.set("row_heads", static_cast<int32_t>(plan_.row_heads));
     call.set("partial_out", all.partial_out).set("partial_lse", all.partial_lse);
     call.set("out", all.out).set("lse", all.lse).run();
+    launch_.starts_early = false;
   }
 
   void call_weights(const Buffers &all, int64_t first_query) {
