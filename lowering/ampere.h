@@ -42,6 +42,10 @@ class Ampere : public TensorBackend {
   Expr copy_tile(const TensorSource &source, const Expr &exists, const Expr &first_row, const Expr &head,
                  const Expr &batch, int rows, const Expr &to, const Expr &token);
   Expr copy_rows(const TensorTask &task, const Expr &token);
+  // Of a stream; see ampere_stream.cpp.
+  void declare_stream();
+  Expr begin_stream(const TensorTask &task, const Expr &token);
+  Expr copy_stream(const TensorTask &task, const Expr &step, const Expr &token);
   Expr copy_block(const TensorTask &task, const Expr &step, const Expr &token);
   Expr wait_copies(int pending, const Expr &token);
   // Where the queries are copied to.

@@ -25,9 +25,11 @@ struct TensorTiles {
   bool copy_warpgroup;  // one more warpgroup does nothing but copy
   bool overlap;  // the weights of a block are computed while the values of the block before are multiplied
   bool early_value_wait;  // see Hopper::accumulate
-  bool shared_queries;  // mma.sync: queries stay in shared memory, and leave their registers to larger tiles
-  int blocks_per_sm;    // that registers shall leave room for
-  int group_warps = 4;  // of a warpgroup; one, where a block of threads is a single warp
+  bool shared_queries;   // mma.sync: queries stay in shared memory, and leave their registers to larger tiles
+  int blocks_per_sm;     // that registers shall leave room for
+  int group_warps = 4;   // of a warpgroup; one, where a block of threads is a single warp
+  bool streams = false;  // mma.sync: that single warp goes over a part of the keys, for rows from anywhere
+  bool starts_early = false;  // before the kernel before it has ended (InlinePtx::Head)
 
   int rows() const { return warpgroups * group_warps * row_tiles * 16; }
   int group_threads() const { return group_warps * 32; }
@@ -52,8 +54,8 @@ struct TensorSource {
 struct TensorTask {
   TensorSource q, k, v;
   Halide::Expr first_row, head, kv_head, batch;
-  // Where the rows that a thread copies start, for rows of queries that are no plain matrix; empty otherwise.
-  std::vector<Halide::Expr> row_addresses;
+  // Of a stream: where the rows of queries that a thread copies start, computed once the token is there.
+  std::function<std::vector<Halide::Expr>(const Halide::Expr &token)> row_addresses;
   // Step s of `steps` is about one block of keys: the last ones from last_block down, `right` of them; then
   // from first_block up, until `masked` steps are done; then from last_block - right down.
   Halide::Expr steps, last_block, first_block, right, masked;
@@ -61,7 +63,10 @@ struct TensorTask {
   Halide::Expr round, steps_before;
 
   // The block of keys of any step, and the same where the step is known to be masked, or not to be.
+  // In a stream every step is masked, and blocks follow each other.
+  bool is_stream = false;
   Halide::Expr block(const Halide::Expr &s) const {
+    if (is_stream) return last_block - s;
     return Halide::select(s < masked, masked_block(s), inner_block(s));
   }
   Halide::Expr masked_block(const Halide::Expr &s) const {

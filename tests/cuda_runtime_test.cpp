@@ -56,6 +56,30 @@ TEST_F(CudaRuntime, LaunchesOnTheCallersStreamAndLoadsOnce) {
   EXPECT_EQ(asked.modules, 1);
 }
 
+// Where card and driver can, decoding starts while the kernel before it ends, and so does its merge.
+TEST_F(CudaRuntime, DecodingStartsEarlyWhereItCan) {
+  args.query = query.view().slice(2, 0, 1), args.out = out.view().slice(2, 0, 1);
+  for (const int capability : {80, 90}) {
+    asked = Asked();
+    asked.capability = capability;
+    attend(args, stream);
+    EXPECT_EQ(asked.launches, 2) << capability;
+    EXPECT_EQ(asked.early_launches, capability == 90 ? 2 : 0);
+    EXPECT_EQ(asked.streams, std::set<Stream>{static_cast<Stream>(stream.handle)});
+  }
+  static const Driver old = [] {
+    Driver table = fake_driver();
+    table.LaunchKernelEx = nullptr;
+    return table;
+  }();
+  set_driver_for_testing(&old);
+  asked = Asked();
+  asked.capability = 90;
+  attend(args, stream);
+  EXPECT_EQ(asked.launches, 2);
+  EXPECT_EQ(asked.early_launches, 0);
+}
+
 TEST_F(CudaRuntime, RefusesMemoryOfTheHost) {
   asked.known_addresses = false;
   const std::string text = error_of([&] { attend(args, stream); });

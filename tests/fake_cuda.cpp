@@ -58,6 +58,16 @@ Driver fake_driver() {
     asked.streams.insert(stream);
     return asked.launch_result;
   };
+  d.LaunchKernelEx = [](const LaunchConfig *config, Function function, void **arguments,
+                        void **extra) -> Result {
+    EXPECT_EQ(config->num_attributes, 1u);
+    EXPECT_EQ(config->attributes[0].id, kLaunchProgrammaticSerialization);
+    EXPECT_EQ(config->attributes[0].is_allowed, 1);
+    ++asked.early_launches;
+    const LaunchConfig &c = *config;
+    return fake_driver().LaunchKernel(function, c.grid_x, c.grid_y, c.grid_z, c.block_x, c.block_y, c.block_z,
+                                      c.shared_bytes, c.stream, arguments, extra);
+  };
   d.PointerGetAttributes = [](unsigned, int *, void **values, Address) -> Result {
     if (!asked.known_addresses) return kErrorInvalidValue;
     *static_cast<unsigned *>(values[0]) = kMemoryTypeDevice;
