@@ -204,11 +204,10 @@ Halide::Expr Ampere::setup(const std::vector<TensorTask> &, const Expr &token) {
 
 Halide::Expr Ampere::begin(const TensorTask &task, const Expr &token) {
   if (tiles.streams) {
-    // Keys first: what it takes to find the queries is done while they come. Then, all that there is place
-    // for.
+    // Keys first: what it takes to find the queries is done while they come.
     Expr done = copy_rows(task, copy_stream(task, 0, begin_stream(task, token)));
     done = ops.ptx.effect("\tcp.async.commit_group;", {done});
-    for (int s = 1; s < tiles.stages; s++) done = copy_block(task, s, done);
+    for (int s = 1; s < tiles.stages - (copies_ahead() ? 0 : 1); s++) done = copy_block(task, s, done);
     return ops.fill("%O", tiles.outputs(), 0.f, done);
   }
   Expr done =
@@ -222,9 +221,9 @@ Halide::Expr Ampere::begin(const TensorTask &task, const Expr &token) {
 }
 
 Halide::Expr Ampere::scores(const TensorTask &task, const Step &step, const Expr &, const Expr &token) {
-  Expr done = wait_copies(tiles.streams ? tiles.stages - 1 : tiles.stages - 2, token);
+  Expr done = wait_copies(copies_ahead() ? tiles.stages - 1 : tiles.stages - 2, token);
   // Every warp is done with the block before: its place is free.
-  if (!tiles.streams) done = copy_block(task, step.index + tiles.stages - 1, done);
+  if (!copies_ahead()) done = copy_block(task, step.index + tiles.stages - 1, done);
   return multiply_keys((step.index & (tiles.stages - 1)) * tile_bytes(), done);
 }
 
@@ -235,7 +234,7 @@ Halide::Expr Ampere::accumulate(const TensorTask &task, const Step &step, const 
   done = keep_weights(weights, done);
   done =
       multiply_values((step.index & (tiles.stages - 1)) * tile_bytes() + tiles.stages * tile_bytes(), done);
-  if (!tiles.streams) return done;
+  if (!copies_ahead()) return done;
   // A single warp is done with this block itself.
   return copy_block(task, step.index + tiles.stages, ops.ptx.effect("\tbar.warp.sync 0xffffffff;", {done}));
 }

@@ -42,7 +42,10 @@ class Ampere : public TensorBackend {
   Expr copy_tile(const TensorSource &source, const Expr &exists, const Expr &first_row, const Expr &head,
                  const Expr &batch, int rows, const Expr &to, const Expr &token);
   Expr copy_rows(const TensorTask &task, const Expr &token);
-  // Of a stream; see ampere_stream.cpp.
+  // Of a stream; see ampere_stream.cpp. Blocks of 16 bits are multiplied in less time than they take to come,
+  // and are all asked for as soon as there is place. Products of float32 take longer: the first blocks of
+  // all warps shall not have to wait for second ones.
+  bool copies_ahead() const { return tiles.streams && bytes_ == 2; }
   void declare_stream();
   Expr begin_stream(const TensorTask &task, const Expr &token);
   Expr copy_stream(const TensorTask &task, const Expr &step, const Expr &token);

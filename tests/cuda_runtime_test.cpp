@@ -67,6 +67,15 @@ TEST_F(CudaRuntime, DecodingStartsEarlyWhereItCan) {
     EXPECT_EQ(asked.early_launches, capability == 90 ? 2 : 0);
     EXPECT_EQ(asked.streams, std::set<Stream>{static_cast<Stream>(stream.handle)});
   }
+  // Of a long call, the merge alone.
+  const int64_t shape[] = {1, 2, 400000, 64}, strides[] = {0, 70 * 64, 0, 1};
+  AttendArgs longer = args;
+  longer.key = longer.value = TensorView(key.view().data(), DType::f32, 4, shape, strides);
+  asked = Asked();
+  asked.capability = 90;
+  attend(longer, stream);
+  EXPECT_EQ(asked.launches, 2);
+  EXPECT_EQ(asked.early_launches, 1);
   static const Driver old = [] {
     Driver table = fake_driver();
     table.LaunchKernelEx = nullptr;
