@@ -22,8 +22,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   GeneratorParam<int> head_dim{"head_dim", 64};
   GeneratorParam<std::string> card{"card", "sm90a"};
   // Of few rows: the keys are split over blocks of threads, and outputs are partial, in float32. Rows are as
-  // in the attention kernel, and out and lse have (row, one of the splits of row_heads heads) in place of
-  // (query, head).
+  // in the attention kernel, of all heads of a key head (row_heads is group), and out and lse have (row, one
+  // of the splits of such heads) in place of (query, head).
   GeneratorParam<bool> decode{"decode", false};
   // Which terms of a score are compiled in. all; plain: none, and the scale must be positive; offsets: the
   // tabulated bias; dense: the dense bias; dense_16: one of the type of the queries, by a tensor map.
@@ -54,6 +54,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     declare_inputs();
     out.set_type(decode ? Float(32) : Type(type));
     stored_to = {"out", "lse"};
+    if (starts_early()) add_input<int>("starts_early");  // says so to whoever launches it
     // Tensor maps: (channel, token, head, batch), 64 channels and `estimate` tokens a box, swizzled by 128
     // bytes.
     if (is_hopper()) {
@@ -69,8 +70,9 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   void generate() {
     const schedules::TensorScores scores = compiled_scores();
     is_plain_ = scores == schedules::TensorScores::plain;
-    // One copy of the code for every block of keys where the terms make it long.
-    is_single_loop_ = std::string(compiled_terms) == "all";
+    // One copy of the code for every block of keys where the terms make it long, or where fetching the code
+    // takes as long as running it.
+    is_single_loop_ = std::string(compiled_terms) == "all" || decode;
     TensorTiles chosen = decode       ? schedules::tensor_decode_tiles(head_dim, Type(type).bytes())
                          : is_float() ? schedules::tensor_float_tiles(is_hopper_float(), head_dim, scores)
                                       : schedules::tensor_tiles(is_hopper(), head_dim, scores);
@@ -81,6 +83,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     set(chosen.early_value_wait, early_value_wait);
     set(chosen.blocks_per_sm, blocks_per_sm), set(chosen.ahead, ahead);
     set(chosen.in_turns, in_turns), set(chosen.bias_places, bias_places);
+    chosen.starts_early = starts_early();
     tiles_ = std::make_unique<TensorTiles>(chosen);
     if (is_hopper()) {
       backend_ = std::make_unique<Hopper>(ptx, *tiles_, Type(type).is_bfloat());
@@ -104,6 +107,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
                 threads + "\t.minnctapersm " + number(t.blocks_per_sm) + "\n"};
     assemble_for = ptx_head.target;
     embeds_text = !for_hopper;
+    // Blocks of what merges the splits may come and wait as soon as all of these are there.
+    if (t.starts_early) ptx.at_entry("\tgriddepcontrol.launch_dependents;\n");
     split_blocks.set_estimate(t.keys);
     declare_layout({1, 1});
     for (int i = 0; i < 4; i++) out.dim(i).set_min(0);
@@ -160,7 +165,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     task.steps_before = t.copy_warpgroup ? Expr(planned[5]) : Expr(0);
     if (t.copy_warpgroup)
       task.first_row = planned[6], task.head = planned[7], task.kv_head = planned[8], task.batch = planned[9];
-    length(of_round()) = length_of(bounded(task.batch, q.dim(3).extent()));
+    length(of_round()) = visible_in(task.batch);
     visible_keys_ = length(of_round());
     task_ = task;
     {
@@ -240,6 +245,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
 
   // Whether its own instructions are used: for decoding, those of all cards are as fast as memory is.
   bool is_hopper() const { return std::string(card) == "sm90a" && !decode && !is_float(); }
+  bool starts_early() const { return decode && std::string(card) == "sm90a"; }
   bool is_float() const { return Type(type).bits() == 32; }
   bool is_hopper_float() const { return std::string(card) == "sm90a" && !decode && is_float(); }
   bool has_bias_tiles() const { return std::string(compiled_terms) == "dense_16"; }
@@ -337,15 +343,18 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       task.first_row = (tile_count_ - 1 - block_) * t.rows();
       task.head = block_y_, task.batch = block_z_;
     }
-    task.kv_head = decode ? kv_head_of(task.head) : task.head / group;
+    task.kv_head = decode ? task.head : task.head / group;
     task.q = source(q, 0), task.k = source(*keys_, 1), task.v = source(*values_, 2);
     if (has_bias_tiles()) {
       task.bias_map = *maps_[3], task.bias_of_head = *shared_[0], task.bias_of_batch = *shared_[1];
     }
-    const Expr visible = length_of(bounded(min(task.batch, q.dim(3).extent() - 1), q.dim(3).extent()));
+    const Expr visible = visible_in(decode ? task.batch : min(task.batch, q.dim(3).extent() - 1));
     // What is behind a batch's length may be anything.
     if (decode || is_float()) task.k.tokens = task.v.tokens = visible;
-    if (decode) task.row_addresses = row_addresses(task);
+    task.is_stream = decode;
+    if (decode) {
+      task.row_addresses = [this, task](const Expr &token) { return row_addresses(task, token); };
+    }
     const Expr first_query = task.first_row;
     const Expr last_query = decode ? queries - 1 : min(task.first_row + t.rows(), queries) - 1;
     const Expr begin = max(first_query + *diagonal_ - *window_left_, 0);
@@ -370,18 +379,40 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return task;
   }
 
-  // Of the rows of queries that a thread copies.
-  std::vector<Expr> row_addresses(const TensorTask &task) {
+  // Of the rows of queries that a thread copies; nothing of it is done before the token is there.
+  std::vector<Expr> row_addresses(const TensorTask &task, const Expr &token) {
     const int step = tiles_->group_threads() / 8;
+    const Expr first = backend_->ops.after(thread, token) / 8;
+    const Expr all_rows = cast<int64_t>(q.dim(3).stride()) * task.batch +
+                          cast<int64_t>(q.dim(2).stride()) * (task.head * row_heads);
     std::vector<Expr> all;
     for (int i = 0; i < tiles_->rows() / step; i++) {
-      const Expr row = thread / 8 + i * step;
-      const Expr place = cast<int64_t>(q.dim(3).stride()) * task.batch +
-                         cast<int64_t>(q.dim(2).stride()) * head_of(row, task.head) +
-                         cast<int64_t>(q.dim(1).stride()) * query_of(row);
+      const Expr row = min(first + i * step, rows() - 1), query = query_of_row(row);
+      const Expr place = all_rows + cast<int64_t>(q.dim(2).stride()) * (row - query * row_heads) +
+                         cast<int64_t>(q.dim(1).stride()) * query;
       all.push_back(device_address(q) + cast<uint64_t>(place * Type(type).bytes()));
     }
     return all;
+  }
+  // Of one of a decoding kernel's few rows. Unsigned numbers take fewer instructions.
+  Expr query_of_row(const Expr &row) const {
+    return cast<int>(cast<uint32_t>(row) / cast<uint32_t>(row_heads));
+  }
+  // length_of() of a decoding kernel, which starts with what comes of it, without a load where none is given.
+  Expr visible_in(const Expr &item) {
+    if (!decode) return length_of(bounded(item, q.dim(3).extent()));
+    using Internal::Variable;
+    const Expr keys = keys_->dim(1).extent();
+    const Parameter lengths = input_parameter("lengths")[0], given = input_parameter("has_lengths")[0];
+    const Expr stride = Variable::make(Int(32), lengths.name() + ".stride.0", lengths);
+    const Expr address = device_address(lengths) + cast<uint64_t>(cast<int64_t>(stride) * item * 4);
+    const Expr length =
+        ptx.pure(Int(32),
+                 "\t{ .reg .pred p; .reg .b64 at; setp.eq.s32 p, $0, 0; mov.b32 $r, $2; @p bra NONE$u;\n\t" +
+                     std::string(starts_early() ? "griddepcontrol.wait; " : "") +
+                     "cvta.to.global.u64 at, $1; ld.global.b32 $r, [at]; NONE$u: }",
+                 {cast<int>(Variable::make(Bool(), given.name(), given)), address, keys});
+    return clamp(length, 0, keys);
   }
 
   // By address and by map: a backend takes what it needs.
@@ -407,7 +438,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return task_.first_row + (warpgroup * 4 + thread / 32) * (16 * tiles_->row_tiles) + r / 2 * 16 +
            thread % 32 / 4 + r % 2 * 8;
   }
-  Expr query_at(int r) const { return decode ? query_of(row_at(r)) : row_at(r); }
+  Expr query_at(int r) const { return decode ? query_of_row(min(row_at(r), rows() - 1)) : row_at(r); }
   Expr row_of(const Expr &element) const { return element / (tiles_->keys / 2) * 2 + element / 2 % 2; }
   Expr column(const Expr &element) const { return element % (tiles_->keys / 2) / 4 * 8 + element % 2; }
   Expr mux_row(const Expr &element, const std::vector<Expr> &of_rows) const {
@@ -644,7 +675,9 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       // The logarithm back from base 2, by the inverse of the rounded kLog2E in two parts: for large scores
       // one rounding more of lse is a visible error of all weights. Shuffles need all threads: those of rows
       // past the end go along. A row that sees nothing is zero, whatever was multiplied by its zero weights.
-      text += "\tsetp.lt.s32 row, " + argument(1) + ", $3; setp.neu.f32 seen, " + argument(0) +
+      // But decoding's are few, and each is shuffled before.
+      const std::string skip = decode ? "@!row bra " + done + "; " : "";
+      text += "\tsetp.lt.s32 row, " + argument(1) + ", $3; " + skip + "setp.neu.f32 seen, " + argument(0) +
               ", 0f00000000; rcp.approx.ftz.f32 inverse, " + argument(0) + ";\n\tlg2.approx.ftz.f32 lse, " +
               argument(0) + "; mul.ftz.f32 lse, lse, 0f3F317218; fma.rn.ftz.f32 lse, %m" + number(r) +
               ", 0f31FC7FCA, lse; fma.rn.ftz.f32 lse, %m" + number(r) +
@@ -652,7 +685,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
               argument(3) + "; and.pred left, first, row; @left st.global.f32 [at], " +
               "lse;\n\tcvta.to.global.u64 at, " + argument(2) + ";\n";
       if (decode || is_float()) {
-        text += store_floats(r);
+        text += store_floats(r) + "\t" + done + ":\n";
         continue;
       }
       text += "\t@!whole bra " + parts + ";\n" +

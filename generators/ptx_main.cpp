@@ -1,4 +1,5 @@
-// The main function of programs of generators with inline PTX.
+// The main function of programs of generators with inline PTX, or with some for one of their targets, which
+// `card` then names.
 #include <cstdlib>
 #include <iostream>
 #include <stdexcept>
@@ -33,5 +34,8 @@ int compile(const posattn::ProgramArguments &arguments) {
 int main(int argc, char **argv) {
   PrintErrors errors;
   Halide::set_custom_compile_time_error_reporter(&errors);
-  return posattn::run_program(argc, argv, compile);
+  return posattn::run_program(argc, argv, [&](const posattn::ProgramArguments &arguments) {
+    if (arguments.parameters.count("card") > 0) return compile(arguments);
+    return Halide::Internal::generate_filter_main(argc, argv);
+  });
 }

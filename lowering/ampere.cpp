@@ -27,6 +27,7 @@ Ampere::Ampere(InlinePtx &ptx, const TensorTiles &tiles, bool is_bfloat, int byt
     ptx.declare_register(".b32 %Q<" + number(tiles.row_tiles * tiles.head_dim / 4) + ">");
   }
   ptx.declare_register(".b32 %P<" + number(tiles.scores() * bytes / 4) + ">");
+  if (tiles.streams) declare_stream();
   std::string text =
       "\t{ .reg .b32 thread, lane, a, b, c; mov.u32 %shared, posattn_shared; mov.f32 %zero, 0f00000000;\n"
       "\tmov.u32 thread, %tid.x; mov.u32 a, %tid.y; mad.lo.u32 thread, a, 128, thread;\n"
@@ -107,13 +108,14 @@ Halide::Expr Ampere::copy_rows(const TensorTask &task, const Expr &token) {
               "], 16, whole;\n";
     }
   }
-  std::vector<Expr> arguments{task.q.channels * bytes_};
-  arguments.insert(arguments.end(), task.row_addresses.begin(), task.row_addresses.end());
+  std::vector<Expr> arguments = task.row_addresses(token);
+  arguments.insert(arguments.begin(), task.q.channels * bytes_);
   arguments.push_back(token);
   return ops.ptx.effect(text + "\t}\n", arguments);
 }
 
 Halide::Expr Ampere::copy_block(const TensorTask &task, const Expr &step, const Expr &token) {
+  if (tiles.streams) return ops.ptx.effect("\tcp.async.commit_group;", {copy_stream(task, step, token)});
   const Expr stage = (step & (tiles.stages - 1)) * tile_bytes(), first = task.block(step) * tiles.keys;
   const Expr exists = step < task.steps;
   Expr done = copy_tile(task.k, exists, first, task.kv_head, task.batch, tiles.keys, stage, token);
@@ -123,7 +125,8 @@ Halide::Expr Ampere::copy_block(const TensorTask &task, const Expr &step, const 
 }
 
 Halide::Expr Ampere::wait_copies(int pending, const Expr &token) {
-  return ops.ptx.effect("\tcp.async.wait_group " + number(pending) + "; bar.sync 0;", {token});
+  const std::string barrier = threads() == 32 ? "bar.warp.sync 0xffffffff;" : "bar.sync 0;";
+  return ops.ptx.effect("\tcp.async.wait_group " + number(pending) + "; " + barrier, {token});
 }
 
 // Into four registers for each row tile, `at` being the warp's first row.
@@ -200,9 +203,15 @@ Halide::Expr Ampere::multiply_values(const Expr &values, const Expr &token) {
 Halide::Expr Ampere::setup(const std::vector<TensorTask> &, const Expr &token) { return token; }
 
 Halide::Expr Ampere::begin(const TensorTask &task, const Expr &token) {
-  Expr done = task.row_addresses.empty() ? copy_tile(task.q, Expr(true), task.first_row, task.head,
-                                                     task.batch, tiles.rows(), query_tile(), token)
-                                         : copy_rows(task, token);
+  if (tiles.streams) {
+    // Keys first: what it takes to find the queries is done while they come.
+    Expr done = copy_rows(task, copy_stream(task, 0, begin_stream(task, token)));
+    done = ops.ptx.effect("\tcp.async.commit_group;", {done});
+    for (int s = 1; s < tiles.stages - (copies_ahead() ? 0 : 1); s++) done = copy_block(task, s, done);
+    return ops.fill("%O", tiles.outputs(), 0.f, done);
+  }
+  Expr done =
+      copy_tile(task.q, Expr(true), task.first_row, task.head, task.batch, tiles.rows(), query_tile(), token);
   // Those that go on to registers pass through the place of the keys. Others are waited for with the keys.
   if (!tiles.shared_queries) {
     done = load_queries(wait_copies(0, ops.ptx.effect("\tcp.async.commit_group;", {done})));
@@ -212,19 +221,22 @@ Halide::Expr Ampere::begin(const TensorTask &task, const Expr &token) {
 }
 
 Halide::Expr Ampere::scores(const TensorTask &task, const Step &step, const Expr &, const Expr &token) {
+  Expr done = wait_copies(copies_ahead() ? tiles.stages - 1 : tiles.stages - 2, token);
   // Every warp is done with the block before: its place is free.
-  Expr done = wait_copies(tiles.stages - 2, token);
-  done = copy_block(task, step.index + tiles.stages - 1, done);
+  if (!copies_ahead()) done = copy_block(task, step.index + tiles.stages - 1, done);
   return multiply_keys((step.index & (tiles.stages - 1)) * tile_bytes(), done);
 }
 
-Halide::Expr Ampere::accumulate(const TensorTask &, const Step &step, const std::vector<Expr> &decay,
+Halide::Expr Ampere::accumulate(const TensorTask &task, const Step &step, const std::vector<Expr> &decay,
                                 const std::vector<Expr> &weights, const Expr &token) {
   Expr done = token;
   if (!step.is_first) done = scale_outputs(decay, done);
   done = keep_weights(weights, done);
-  return multiply_values((step.index & (tiles.stages - 1)) * tile_bytes() + tiles.stages * tile_bytes(),
-                         done);
+  done =
+      multiply_values((step.index & (tiles.stages - 1)) * tile_bytes() + tiles.stages * tile_bytes(), done);
+  if (!copies_ahead()) return done;
+  // A single warp is done with this block itself.
+  return copy_block(task, step.index + tiles.stages, ops.ptx.effect("\tbar.warp.sync 0xffffffff;", {done}));
 }
 
 Halide::Expr Ampere::finish(const TensorTask &, const Expr &token) { return token; }

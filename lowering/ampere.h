@@ -51,6 +51,13 @@ class Ampere : public TensorBackend {
 
  private:
   Expr copy_rows(const TensorTask &task, const Expr &token);
+  // Of a stream; see ampere_stream.cpp. Blocks of 16 bits are multiplied in less time than they take to come,
+  // and are all asked for as soon as there is place. Products of float32 take longer: the first blocks of
+  // all warps shall not have to wait for second ones.
+  bool copies_ahead() const { return tiles.streams && bytes_ == 2; }
+  void declare_stream();
+  Expr begin_stream(const TensorTask &task, const Expr &token);
+  Expr copy_stream(const TensorTask &task, const Expr &step, const Expr &token);
   Expr copy_block(const TensorTask &task, const Expr &step, const Expr &token);
   Expr load_queries(const Expr &token);
   std::string multiply(const std::string &sum, int first, const std::string &a, const std::string &b,

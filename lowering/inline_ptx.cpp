@@ -78,6 +78,16 @@ class Splicer {
         before_code_ = false;
       } else if (line.find("{ // callseq") != std::string::npos) {
         call(line);
+      } else if (head_.starts_early && !starts_with(line, "\t")) {
+        has_waited_ = false;  // a label, where control may come from anywhere
+        replace_line(line);
+      } else if (head_.starts_early && line.find(".global.") != std::string::npos &&
+                 line.find("cvta") == std::string::npos) {
+        std::string access = line;
+        if (const size_t nc = access.find(".global.nc"); nc != std::string::npos) access.erase(nc + 7, 3);
+        replace_line((has_waited_ ? "" : "\tgriddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;\n") +
+                     access);
+        has_waited_ = true;
       } else {
         replace_line(line);
       }
@@ -197,7 +207,7 @@ class Splicer {
   const std::string &in_;
   std::string out_;
   size_t at_ = 0, kernel_ = 0;
-  bool before_body_ = false, before_code_ = false;
+  bool before_body_ = false, before_code_ = false, has_waited_ = false;
   int count_ = 0;
 };
 

@@ -39,6 +39,10 @@ class InlinePtx {
   // What a kernel's PTX says at its head.
   struct Head {
     std::string version, target, directives;
+    // The kernel may be launched while the one before it in its stream still runs (programmatic dependent
+    // launch, from sm_90 on): it waits for that where it first looks at memory, which it does not take for
+    // constant; the one behind it may come from then on. Templates that access memory do so themselves.
+    bool starts_early = false;
   };
   // The text of a module with the templates in place. Throws std::runtime_error where the text is not what
   // the templates expect.

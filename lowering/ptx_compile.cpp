@@ -112,7 +112,7 @@ Module rewrite(const Module &module, const PtxKernel &kernel, const std::string 
   for (LoweredFunc function : module.functions()) {
     std::vector<LoweredArgument> arguments;
     for (LoweredArgument &argument : function.args) {
-      if (argument.is_output()) continue;  // the tokens
+      if (argument.is_output() && !kernel.stores_outputs) continue;  // the tokens
       if (kernel.stored_to.count(argument.name) > 0) argument.kind = Halide::Argument::OutputBuffer;
       arguments.push_back(argument);
     }

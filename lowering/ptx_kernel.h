@@ -12,6 +12,7 @@ namespace posattn {
 // What such a generator derives from besides Halide::Generator. Its one Halide output is a Func of tokens,
 // which is never stored: the pass below takes it out of the kernel, and compile_ptx() (ptx_compile.h) out of
 // the arguments. What the instructions store to is declared as inputs, of which compile_ptx() makes outputs.
+// Or else it stores_outputs, as generators do, and there is more in its PTX than Halide writes.
 class PtxKernel {
  public:
   virtual ~PtxKernel() = default;
@@ -25,6 +26,7 @@ class PtxKernel {
   bool embeds_text = false;
   // Inputs that the instructions store to.
   std::set<std::string> stored_to;
+  bool stores_outputs = false;
 };
 
 // Drops the stores to the Func of tokens, keeping the instructions that make them, and asks for dynamic
@@ -53,15 +55,17 @@ class DropTokens : public Halide::Internal::IRMutator {
 };
 
 // The address of a buffer's first element on the device. Pure, so Halide computes it on the host.
-template <typename Input>
-Halide::Expr device_address(const Input &buffer) {
+inline Halide::Expr device_address(const Halide::Parameter &parameter) {
   using namespace Halide::Internal;
-  const Halide::Expr extent = buffer.dim(0).extent();
-  const Halide::Parameter &parameter = extent.as<Variable>()->param;
   return Call::make(
       Halide::UInt(64), "_halide_buffer_get_device",
       {Variable::make(Halide::type_of<struct halide_buffer_t *>(), parameter.name() + ".buffer", parameter)},
       Call::PureExtern);
+}
+template <typename Input>
+Halide::Expr device_address(const Input &buffer) {
+  const Halide::Expr extent = buffer.dim(0).extent();
+  return device_address(extent.as<Halide::Internal::Variable>()->param);
 }
 
 }  // namespace posattn

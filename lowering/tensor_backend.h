@@ -31,6 +31,8 @@ struct TensorTiles {
   bool ahead = false;   // a tile's first scores are multiplied while the outputs of the tile before are stored
   int bias_places = 0;  // for blocks of a dense bias of 16 bits, one on its way into each; a power of two or 0
   bool in_turns = false;  // warpgroups start products one after the other, so that one multiplies while others don't
+  bool streams = false;  // mma.sync: that single warp goes over a part of the keys, for rows from anywhere
+  bool starts_early = false;  // before the kernel before it has ended (InlinePtx::Head)
 
   int rows() const { return warpgroups * group_warps * row_tiles * 16; }
   int group_threads() const { return group_warps * 32; }
@@ -58,8 +60,8 @@ struct TensorTask {
   // heads, or batches, share it.
   Halide::Expr bias_map, bias_of_head, bias_of_batch;
   Halide::Expr first_row, head, kv_head, batch;
-  // Where the rows that a thread copies start, for rows of queries that are no plain matrix; empty otherwise.
-  std::vector<Halide::Expr> row_addresses;
+  // Of a stream: where the rows of queries that a thread copies start, computed once the token is there.
+  std::function<std::vector<Halide::Expr>(const Halide::Expr &token)> row_addresses;
   // Step s of `steps` is about one block of keys: the last ones from last_block down, `right` of them; then
   // from first_block up, until `masked` steps are done; then from last_block - right down.
   Halide::Expr steps, last_block, first_block, right, masked;
@@ -67,7 +69,10 @@ struct TensorTask {
   Halide::Expr round, steps_before;
 
   // The block of keys of any step, and the same where the step is known to be masked, or not to be.
+  // In a stream every step is masked, and blocks follow each other.
+  bool is_stream = false;
   Halide::Expr block(const Halide::Expr &s) const {
+    if (is_stream) return last_block - s;
     return Halide::select(s < masked, masked_block(s), inner_block(s));
   }
   Halide::Expr masked_block(const Halide::Expr &s) const {

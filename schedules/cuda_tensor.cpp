@@ -52,11 +52,13 @@ TensorTiles tensor_float_tiles(bool hopper, int head_dim, TensorScores scores) {
 }
 
 TensorTiles tensor_decode_tiles(int head_dim, int bytes) {
-  // One warp, with two blocks of 16 KB of keys and values, or of 8 KB of small heads: its sixth part of a
-  // multiprocessor's shared memory is on its way at any time, and products take a small part of that.
-  const int keys = std::clamp(8192 / (head_dim * bytes) / 16 * 16, 16, 64);
-  TensorTiles tiles{head_dim, keys, 1, 1, 2, false, false, false, true, bytes == 2 ? 6 : 1};
-  tiles.group_warps = 1;
+  // One warp, with 32 KB of keys and values (16 keys of the largest heads take more): its sixth part of a
+  // multiprocessor's shared memory is on its way at any time, and products take a small part of that. Blocks
+  // of 32 keys at most, as a short call has no more than one or two a warp.
+  const int row = (head_dim * bytes + 127) / 128 * 128;
+  const int keys = std::clamp(8192 / row / 16 * 16, 16, 32), stages = keys * row < 8192 ? 4 : 2;
+  TensorTiles tiles{head_dim, keys, 1, 1, stages, false, false, false, true, bytes == 2 ? 6 : 1};
+  tiles.group_warps = 1, tiles.streams = true;
   return tiles;
 }
 

@@ -4,14 +4,13 @@ namespace posattn::schedules {
 
 using namespace Halide;
 
-void schedule_merge_cuda(MergeFuncs &f, int head_dim) {
-  const auto &[d, split, query, head, batch, part] = f.vars;
-  constexpr int kChannels = 4;
-  const int parts = kMergeParts, across = head_dim / kChannels;
-  Var dx("dx"), dv("dv"), si("si"), so("so"), py("py"), u("u");
+void schedule_merge_cuda(MergeCudaFuncs &f, int head_dim) {
+  const auto &[d, split, query, head, batch, part, piece] = f.vars;
+  const int across = head_dim / kMergeChannels;
+  Var dx("dx"), dv("dv"), channel("channel");
 
   // A block of threads has one row: parts of it share out the splits, and of those, threads the channels. As
-  // little as can be comes one after the other: this kernel takes as long as it waits for memory, twice.
+  // little as can be comes one after the other: this kernel takes as long as it waits for memory, once.
   const auto one = [&, query = query, head = head, batch = batch](Func g) {
     return g.bound_extent(query, 1).bound_extent(head, 1).bound_extent(batch, 1);
   };
@@ -22,36 +21,25 @@ void schedule_merge_cuda(MergeFuncs &f, int head_dim) {
   f.lse.gpu_blocks(query, head, batch).compute_with(f.out, query);
 
   const LoopLevel per_row(f.out, query);
-  one(f.split_lse).compute_at(per_row).bound(split, 0, kMostSplitsCuda).bound_storage(split, kMostSplitsCuda);
-  f.split_lse.split(split, so, si, across * parts, TailStrategy::GuardWithIf)
-      .split(si, py, dx, across)
-      .reorder(so, dx, py)
-      .gpu_threads(dx, py);
+  one(f.shared).compute_at(per_row).bound(d, 0, head_dim).bound(part, 0, kMergeParts);
+  f.shared.split(d, dx, channel, kMergeChannels)
+      .reorder(channel, dx, part)
+      .unroll(channel)
+      .gpu_threads(dx, part);
+  one(f.part).compute_at(f.shared, dx).bound_extent(piece, 1).bound_extent(part, 1);
+  const LoopLevel per_turn(f.part, f.turns.x);
+  one(f.split_lse).compute_at(per_turn).bound_extent(split, kMergeSteps).unroll(split);
+  one(f.value).compute_at(per_turn).align_bounds(d, kMergeChannels).bound_extent(d, kMergeChannels);
+  f.value.bound_extent(split, kMergeSteps).vectorize(d).unroll(split);
 
-  // The largest of each part's, and of those: by every thread that needs it.
-  Func part_shared = f.part_maximum.in({f.maximum, f.maximum_for_lse});
-  one(part_shared).compute_at(per_row).bound_extent(part, parts).gpu_threads(part);
-  one(f.part_maximum).compute_at(part_shared, part).update().unroll(f.part_steps.x);
-
-  Func by_part = f.weighted.update().rfactor(f.splits.x, u), shared = by_part.in(f.weighted);
-  one(shared).compute_at(per_row).bound(d, 0, head_dim).bound_extent(u, parts);
-  shared.split(d, dx, dv, kChannels).reorder(dv, dx, u).unroll(dv).gpu_threads(dx, u);
-  one(f.maximum).compute_at(shared, dx);
-  one(by_part).compute_at(shared, dx).bound_extent(d, kChannels).unroll(d);
-  by_part.update().reorder(d, f.splits.y, f.splits.z).unroll(d).unroll(f.splits.y);
-  one(f.value).compute_at(by_part, f.splits.z).align_bounds(d, kChannels).bound_extent(d, kChannels);
-  f.value.vectorize(d).unroll(split);
-  one(f.weight).compute_at(by_part, f.splits.z).unroll(split);
-  one(f.weighted).compute_at(per_row).bound(d, 0, head_dim);
-  f.weighted.split(d, dv, dx, across).gpu_threads(dx, dv);
-  f.weighted.update()
-      .split(d, dv, dx, across)
-      .reorder(f.splits.x, dx, dv)
-      .unroll(f.splits.x)
-      .gpu_threads(dx, dv);
+  // In shared memory once more, or a single thread would do for lse what a thread of each channel does.
+  one(f.joined).compute_at(per_row).bound(d, 0, head_dim);
+  f.joined.split(d, dv, dx, across).gpu_threads(dx, dv);
+  for (Func g : {f.maximum, f.sum}) {
+    one(g).compute_at(f.joined, dx);
+    g.update().unroll(f.parts.x);
+  }
   one(f.row_lse).compute_at(per_row).gpu_threads(query);
-  one(f.maximum_for_lse).compute_at(f.row_lse, query);
-  for (Func g : {f.maximum, f.maximum_for_lse}) g.update().unroll(f.parts.x);
 }
 
 }  // namespace posattn::schedules

@@ -1,17 +1,25 @@
 // How merging split attention runs on a GPU.
 #pragma once
 
-#include "schedules/merge_simd.h"
+#include "Halide.h"
 
 namespace posattn::schedules {
 
-// Splits that a call may have: their logarithms lie in shared memory.
-constexpr int kMostSplitsCuda = 1024;
-// So many parts of a block of threads share the splits of a row, and each has so many loads in flight. (With
-// more parts the block takes longer to start: 64 splits take 4.7 us with 32 of them, 3.4 us with 16, 3.7 us
-// with 8 on an H100.)
+// So many parts of a block of threads share the splits of a row, and each has so many loads in flight.
 constexpr int kMergeParts = 16, kMergeSteps = 4;
+constexpr int kMergeChannels = 4;  // that a thread loads at a time
 
-void schedule_merge_cuda(MergeFuncs &f, int head_dim);
+// The stages of generators/merge_generator.cpp, by the names that they have there.
+struct MergeCudaFuncs {
+  Halide::Func split_lse{"split_lse"}, value{"value"}, part{"merged_part"}, shared{"shared_parts"},
+      maximum{"maximum"}, sum{"sum"}, joined{"joined"}, row_lse{"row_lse"};
+  Halide::Func out, lse;
+  Halide::RDom turns, parts;
+  struct {
+    Halide::Var d, split, query, head, batch, part, piece;
+  } vars;
+};
+
+void schedule_merge_cuda(MergeCudaFuncs &f, int head_dim);
 
 }  // namespace posattn::schedules

@@ -5,7 +5,7 @@ namespace posattn::schedules {
 using namespace Halide;
 
 void schedule_merge(MergeFuncs &f, const Machine &machine, int head_dim) {
-  const auto &[d, split, query, head, batch, part] = f.vars;
+  const auto &[d, split, query, head, batch] = f.vars;
   Var heads("heads"), queries("queries"), d_in("d_in");
   const int lanes = machine.lanes;
 

@@ -8,14 +8,13 @@ namespace posattn::schedules {
 
 // The stages of generators/merge_generator.cpp, by the names that they have there.
 struct MergeFuncs {
-  Halide::Func split_lse{"split_lse"}, part_maximum{"part_maximum"}, maximum{"maximum"},
-      maximum_for_lse{"maximum_for_lse"}, sum{"sum"}, row_lse{"row_lse"}, weight{"weight"}, value{"value"},
-      weighted{"weighted"};
+  Halide::Func split_lse{"split_lse"}, maximum{"maximum"}, sum{"sum"}, row_lse{"row_lse"}, weight{"weight"},
+      value{"value"}, weighted{"weighted"};
   Halide::Func out, lse;
   struct {
-    Halide::Var d, split, query, head, batch, part;
+    Halide::Var d, split, query, head, batch;
   } vars;
-  Halide::RDom splits, part_steps, parts;
+  Halide::RDom splits;
   Halide::Expr whole_rows;  // the head dimension needs no padding
 };
 

@@ -214,6 +214,69 @@ TEST_F(OnDevice, GraphsRecordStepsThroughACache) {
   }
 }
 
+// Decoding calls that follow each other at once, through one workspace: each has its own kernels' results, on
+// a stream as in a graph.
+TEST_F(OnDevice, DecodingCallsInTurnShareAWorkspace) {
+  constexpr int kCalls = 6, kRounds = 50;
+  for (const DType type : {DType::f32, DType::bf16}) {
+    Random random(5);
+    const CudaStream stream = make_stream();
+    std::vector<Tensor> expected;
+    std::vector<CudaTensor> inputs, outs;
+    std::vector<AttendArgs> calls(kCalls);
+    size_t size = 0;
+    for (int i = 0; i < kCalls; ++i) {
+      const int64_t keys = 300 + 517 * i;
+      const int64_t sizes[] = {1, keys, keys};
+      for (const int64_t tokens : sizes) {
+        inputs.emplace_back(random_tensor(random, type, {1, 8, tokens, 64}).view(), stream);
+      }
+      outs.emplace_back(Tensor(type, {1, 8, 1, 64}).view(), stream);
+    }
+    for (size_t i = 0; i < kCalls; ++i) {
+      calls[i].query = inputs[3 * i].view(), calls[i].key = inputs[3 * i + 1].view();
+      calls[i].value = inputs[3 * i + 2].view(), calls[i].out = outs[i].view();
+      size = std::max(size, attend_workspace_size(calls[i], stream));
+    }
+    const CudaMemory memory(size, stream);
+    for (size_t i = 0; i < kCalls; ++i) {
+      attend(calls[i], stream, memory.data(), size);
+      synchronize(stream);
+      expected.push_back(download(outs[i]));
+    }
+    const auto all = [&] {
+      // What is no kernel comes before them, too.
+      const TensorView &first = outs[0].view();
+      cuda::check(cuda::driver().MemsetD8Async(reinterpret_cast<cuda::Address>(first.data()), 0xff,
+                                               static_cast<size_t>(first.num_elements() * size_of(type)),
+                                               static_cast<cuda::Stream>(stream.handle)),
+                  "clearing");
+      for (const AttendArgs &call : calls) attend(call, stream, memory.data(), size);
+    };
+    const auto check = [&] {
+      synchronize(stream);
+      for (size_t i = 0; i < kCalls; ++i) {
+        EXPECT_TRUE(same_bits(download(outs[i]).view(), expected[i].view()));
+        copy_to_cuda(outs[i].view().data(), Tensor(type, {1, 8, 1, 64}).view().data(),
+                     static_cast<size_t>(8 * 64 * size_of(type)), stream);
+      }
+      synchronize(stream);
+    };
+    check();
+    for (int round = 0; round < kRounds; ++round) all();
+    check();
+    void *graph = nullptr, *executable = nullptr;
+    cuda::check(graphs->StreamBeginCapture(static_cast<cuda::Stream>(stream.handle), 0), "capture");
+    for (int round = 0; round < kRounds; ++round) all();
+    cuda::check(graphs->StreamEndCapture(static_cast<cuda::Stream>(stream.handle), &graph), "end of capture");
+    cuda::check(graphs->GraphInstantiate(&executable, graph, 0), "graph");
+    for (int replay = 0; replay < 2; ++replay) {
+      cuda::check(graphs->GraphLaunch(executable, static_cast<cuda::Stream>(stream.handle)), "launch");
+      check();
+    }
+  }
+}
+
 TEST_F(OnDevice, ThreadsShareALayer) {
   const RandomLayer weights(1, 256, 0, DType::bf16);
   const AttentionLayer layer(weights.weights, options(4), PositionSet().add_rope(64));

@@ -72,6 +72,39 @@ TEST_F(CudaRuntime, ReadsABiasOfTheQueriesTypeAsItIs) {
   }
 }
 
+// Where card and driver can, decoding starts while the kernel before it ends, and so does its merge.
+TEST_F(CudaRuntime, DecodingStartsEarlyWhereItCan) {
+  args.query = query.view().slice(2, 0, 1), args.out = out.view().slice(2, 0, 1);
+  for (const int capability : {80, 90}) {
+    asked = Asked();
+    asked.capability = capability;
+    attend(args, stream);
+    EXPECT_EQ(asked.launches, 2) << capability;
+    EXPECT_EQ(asked.early_launches, capability == 90 ? 2 : 0);
+    EXPECT_EQ(asked.streams, std::set<Stream>{static_cast<Stream>(stream.handle)});
+  }
+  // Of a long call, the merge alone.
+  const int64_t shape[] = {1, 2, 400000, 64}, strides[] = {0, 70 * 64, 0, 1};
+  AttendArgs longer = args;
+  longer.key = longer.value = TensorView(key.view().data(), DType::f32, 4, shape, strides);
+  asked = Asked();
+  asked.capability = 90;
+  attend(longer, stream);
+  EXPECT_EQ(asked.launches, 2);
+  EXPECT_EQ(asked.early_launches, 1);
+  static const Driver old = [] {
+    Driver table = fake_driver();
+    table.LaunchKernelEx = nullptr;
+    return table;
+  }();
+  set_driver_for_testing(&old);
+  asked = Asked();
+  asked.capability = 90;
+  attend(args, stream);
+  EXPECT_EQ(asked.launches, 2);
+  EXPECT_EQ(asked.early_launches, 0);
+}
+
 TEST_F(CudaRuntime, RefusesMemoryOfTheHost) {
   asked.known_addresses = false;
   const std::string text = error_of([&] { attend(args, stream); });

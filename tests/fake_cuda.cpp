@@ -60,6 +60,16 @@ Driver fake_driver() {
   };
   d.TensorMapEncodeTiled = [](void *, int, unsigned, void *, const uint64_t *, const uint64_t *, const unsigned *,
                               const unsigned *, int, int, int, int) -> Result { return kSuccess; };
+  d.LaunchKernelEx = [](const LaunchConfig *config, Function function, void **arguments,
+                        void **extra) -> Result {
+    EXPECT_EQ(config->num_attributes, 1u);
+    EXPECT_EQ(config->attributes[0].id, kLaunchProgrammaticSerialization);
+    EXPECT_EQ(config->attributes[0].is_allowed, 1);
+    ++asked.early_launches;
+    const LaunchConfig &c = *config;
+    return fake_driver().LaunchKernel(function, c.grid_x, c.grid_y, c.grid_z, c.block_x, c.block_y, c.block_z,
+                                      c.shared_bytes, c.stream, arguments, extra);
+  };
   d.PointerGetAttributes = [](unsigned, int *, void **values, Address) -> Result {
     if (!asked.known_addresses) return kErrorInvalidValue;
     *static_cast<unsigned *>(values[0]) = kMemoryTypeDevice;

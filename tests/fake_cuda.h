@@ -12,7 +12,9 @@
 namespace posattn::oracle {
 
 struct Asked {
-  int capability = 80, launches = 0, modules = 0, largest_shared = 0, products = 0, allocations = 0;
+  // early_launches: those of all launches that may start while the kernel before them runs.
+  int capability = 80, launches = 0, early_launches = 0, modules = 0, largest_shared = 0, products = 0,
+      allocations = 0;
   bool known_addresses = true;
   cuda::Result launch_result = cuda::kSuccess;
   cuda::BlasStatus blas_result = 0;

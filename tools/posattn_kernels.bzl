@@ -24,7 +24,7 @@ CUDA_TARGETS = {
     "simt": _CUDA_HOST + "cuda-cuda_capability_80",
 }
 
-# Those whose kernels multiply on tensor cores: only attention.
+# Those whose kernels multiply on tensor cores: attention, and what sm90a's launches overlap with it.
 _TENSOR_TARGETS = ["sm90a", "sm80"]
 _TENSOR_PROGRAM = "attention_tensor"
 
@@ -53,8 +53,9 @@ def _kind(
         params = {},
         cpu = True,
         cuda = None,
-        tensor = None):
-    """cpu: whether there are kernels of this kind for CPUs. cuda, tensor: parameters of those for GPUs without and with tensor cores, None if there are none."""
+        tensor = None,
+        sm90a = None):
+    """cpu: whether there are kernels of this kind for CPUs. cuda, tensor: parameters of those for GPUs without and with tensor cores, None if there are none. sm90a: of the same program as for others, for that target alone."""
     return struct(
         branches = branches,
         cpu = cpu,
@@ -63,6 +64,7 @@ def _kind(
         head_dim = head_dim,
         params = params,
         program = program,
+        sm90a = sm90a,
         tensor = tensor,
         types = types,
     )
@@ -123,7 +125,7 @@ _KINDS = {
         tensor = {"compiled_terms": "plain", "decode": "true"},
     ),
     # Joins the split keys' partial results.
-    "merge": _kind("merge", cuda = {}, head_dim = True),
+    "merge": _kind("merge", cuda = {}, head_dim = True, sm90a = {}),
     # Attention weights, when a caller asks for them.
     "weights": _kind("weights", branches = "sets", cuda = {"key_form": "plain"}),
     # A branch as a table of one number an offset; for a branch that is not shift-invariant it only says so.
@@ -157,30 +159,42 @@ _OPTIONAL_KINDS = ["prefill_i8", "decode_i8"]
 def _has_kernels(kind, type, target):
     if kind in _OPTIONAL_KINDS and target in _TARGET_TYPES:
         return False
+    if target == "sm90a" and _KINDS[kind].sm90a != None:
+        return True
     if target in _TENSOR_TARGETS:
-        # Those of float32 are for calls that do not need every term, and sm80's decode on every card.
         if kind == "prefill_dense_16" and (type == "f32" or target == "sm80"):
             return False
-        has_them = _KINDS[kind].tensor != None
-        return has_them and not (type == "f32" and (kind == "prefill" or (target == "sm90a" and kind == "decode_plain")))
+        # Those of float32 are for calls that do not need every term.
+        return _KINDS[kind].tensor != None and not (type == "f32" and kind == "prefill")
     return _KINDS[kind].cuda != None if target in CUDA_TARGETS else _KINDS[kind].cpu
 
-def _has_head_dim(type, target, head_dim):
+def _has_head_dim(kind, type, target, head_dim):
     # Of float32, tiles of larger heads and their parts do not fit sm90a's shared memory.
-    return not (type == "f32" and target == "sm90a" and head_dim > 128)
+    return not (kind.startswith("prefill") and type == "f32" and target == "sm90a" and head_dim > 128)
+
+def _is_tensor(kind, target):
+    return target in _TENSOR_TARGETS and _KINDS[kind].sm90a == None
 
 def _program(kind, target):
-    return _TENSOR_PROGRAM if target in _TENSOR_TARGETS else _KINDS[kind].program
+    return _TENSOR_PROGRAM if _is_tensor(kind, target) else _KINDS[kind].program
+
+def _generator(kind, target):
+    return _TENSOR_PROGRAM if _is_tensor(kind, target) else _KINDS[kind].generator
 
 def _halide_target(target):
     return (TARGETS.get(target) or CUDA_TARGETS[target]) + _FEATURES
 
 def _kind_params(kind, target):
     """Generator parameters that do not depend on the kernel's branches, head dimension and type."""
+    is_tensor = _is_tensor(kind, target)
     kind = _KINDS[kind]
-    if target in _TENSOR_TARGETS:
+    if is_tensor:
         params = dict(kind.tensor)
         params.update({"card": target, "key_form": "plain"})
+        return params
+    if target in _TENSOR_TARGETS:
+        params = dict(kind.sm90a)
+        params["card"] = target
         return params
     params = dict(kind.params)
     if target in CUDA_TARGETS:
@@ -194,7 +208,7 @@ def kernel_kinds():
             branches = bool(kind.branches),
             builds = {
                 target: struct(
-                    generator = _TENSOR_PROGRAM if target in _TENSOR_TARGETS else kind.generator,
+                    generator = _generator(name, target),
                     halide_target = _halide_target(target),
                     params = _kind_params(name, target),
                     program = _program(name, target),
@@ -257,7 +271,7 @@ def _manifest(kinds, branches, head_dims, types, targets, tuned):
         for head_dim in (head_dims if _KINDS[kind].head_dim else [0])
         for type in _KINDS[kind].types or types
         for target in targets
-        if _has_kernels(kind, type, target) and _has_head_dim(type, target, head_dim) and
+        if _has_kernels(kind, type, target) and _has_head_dim(kind, type, target, head_dim) and
            _TARGET_TYPES.get(target, types[0]) in types and
            (_KINDS[kind].types or type == _TARGET_TYPES.get(target, type))
         for variant in _variants(tuned, kind, head_dim, type, target)
@@ -300,12 +314,11 @@ def _kernel_archives_impl(ctx):
     ):
         symbol = _symbol(ctx.attr.prefix, kernel)
         archive = ctx.actions.declare_file("%s/%s.a" % (ctx.label.name, symbol))
-        kind = _KINDS[kernel.kind]
         halide_compile(
             ctx,
             archive = archive,
             function = symbol,
-            generator = _TENSOR_PROGRAM if kernel.target in _TENSOR_TARGETS else kind.generator,
+            generator = _generator(kernel.kind, kernel.target),
             params = _params(kernel),
             program = programs[_program(kernel.kind, kernel.target)],
             target = _halide_target(kernel.target),

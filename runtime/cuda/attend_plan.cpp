@@ -67,12 +67,13 @@ class Finder : public KernelFinder {
   }
 
  private:
-  // Of the best target that has one, but for attention on tensor cores. Those targets have nothing else, so
+  // Of the best target that has one, but for attention on tensor cores. Those targets have little else, so
   // all else comes from the other one, even where one of them is forced.
   const Kernel *look(KernelQuery &query) const override {
+    const bool merges = std::strcmp(query.kind, "merge") == 0;
     for (int i = 0; i < targets_.size; ++i) {
       query.target = targets_.targets[i];
-      if (is_tensor(query.target)) continue;
+      if (is_tensor(query.target) && !merges) continue;
       if (const Kernel *kernel = find_kernel(query)) return kernel;
     }
     if (targets_.size == 0 || !is_tensor(targets_.targets[0])) return nullptr;

@@ -12,6 +12,7 @@ namespace {
 
 // Contexts' stream-ordered memory came with 11.2; Halide's PTX needs less.
 constexpr int kOldestVersion = 11020;
+constexpr int kOldestOverlappingVersion = 12030;
 
 struct Loaded {
   Driver table = {};
@@ -74,6 +75,7 @@ std::string load(Driver &d) {
     return "cuda: NVIDIA's driver is too old: expected one for CUDA 11.2 or later, got " +
            std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
   }
+  if (version >= kOldestOverlappingVersion) find(library, "cuLaunchKernelEx", d.LaunchKernelEx);
   const Result result = d.Init(0);
   if (result == kErrorNoDevice) return "cuda: the driver finds no GPU";
   const char *text = nullptr;

@@ -16,6 +16,22 @@ using Address = unsigned long long;
 using Device = int;
 using Result = int;  // 0: success
 
+// A launch with attributes: cuda.h's CUlaunchConfig and CUlaunchAttribute.
+struct LaunchAttribute {
+  int id;
+  int padding = 0;
+  union {
+    char bytes[64];
+    int is_allowed;
+  };
+};
+struct LaunchConfig {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+  Stream stream;
+  LaunchAttribute *attributes;
+  unsigned num_attributes;
+};
+
 // What posattn calls. Names are those of cuda.h without "cu"; semantics, too.
 struct Driver {
   Result (*Init)(unsigned flags);
@@ -42,6 +58,8 @@ struct Driver {
   Result (*LaunchKernel)(Function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                          unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream, void **arguments,
                          void **extra);
+  // Null before 12.3, which is the first whose graphs keep the attribute below.
+  Result (*LaunchKernelEx)(const LaunchConfig *, Function, void **arguments, void **extra);
   Result (*PointerGetAttributes)(unsigned count, int *attributes, void **values, Address);
   Result (*MemAlloc)(Address *, size_t);
   Result (*MemFree)(Address);
@@ -75,6 +93,7 @@ void set_driver_for_testing(const Driver *driver);
 constexpr int kAttributeMultiprocessors = 16, kAttributeCapabilityMajor = 75, kAttributeCapabilityMinor = 76,
               kAttributeSharedMemory = 97;
 constexpr int kFunctionSharedBytes = 1, kFunctionMaxDynamicShared = 8;
+constexpr int kLaunchProgrammaticSerialization = 6;
 constexpr int kPointerMemoryType = 2, kPointerDeviceOrdinal = 9;
 constexpr unsigned kMemoryTypeHost = 1, kMemoryTypeDevice = 2, kMemoryTypeUnified = 4;
 constexpr Result kSuccess = 0, kErrorInvalidValue = 1, kErrorNoDevice = 100;

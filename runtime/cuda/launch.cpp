@@ -33,6 +33,16 @@ int run(Launch &launch, const void *image, const char *name, const int (&grid)[3
     }
   }
   const auto size = [](int value) { return static_cast<unsigned>(value); };
+  if (launch.starts_early && driver().LaunchKernelEx) {
+    LaunchAttribute attribute = {};
+    attribute.id = kLaunchProgrammaticSerialization;
+    attribute.is_allowed = 1;
+    const LaunchConfig config = {
+        size(grid[0]),  size(grid[1]),      size(grid[2]), size(block[0]), size(block[1]),
+        size(block[2]), size(shared_bytes), launch.stream, &attribute,     1};
+    check(driver().LaunchKernelEx(&config, function, arguments, nullptr), "launching a kernel");
+    return 0;
+  }
   check(driver().LaunchKernel(function, size(grid[0]), size(grid[1]), size(grid[2]), size(block[0]),
                               size(block[1]), size(block[2]), size(shared_bytes), launch.stream, arguments,
                               nullptr),

@@ -15,6 +15,8 @@ struct Launch {
   // Tensor maps of this call. A kernel's argument that is the address of one stands for the map itself, which
   // is passed by value.
   const void *maps[4] = {};
+  // The kernel itself waits for the one before it, and may start while that still runs.
+  bool starts_early = false;
 };
 
 // Of buffers that lie on the GPU (halide_device_interface_t).

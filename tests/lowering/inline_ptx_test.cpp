@@ -117,6 +117,24 @@ TEST(InlinePtx, ParameterByValue) {
   EXPECT_THROW(ptx.splice(module_of(computed), kHead), std::runtime_error);
 }
 
+TEST(InlinePtx, WhatStartsEarlyWaitsBeforeMemoryAndTakesNothingForConstant) {
+  InlinePtx ptx;
+  const std::string load = ".v4.b32 \t{%r1, %r2, %r3, %r4}, [%rd1];\n",
+                    store = "\tst.global.b32 \t[%rd2], %r1;\n";
+  const std::string in = module_of("\tcvta.to.global.u64 \t%rd1, %rd1;\n\tld.global.nc" + load + store +
+                                   "$L__BB0_1:\n\tadd.s32 \t%r1, %r1, 1;\n" + store);
+  InlinePtx::Head head = kHead;
+  EXPECT_EQ(ptx.splice(in, head).find("griddepcontrol"), std::string::npos);
+  EXPECT_NE(ptx.splice(in, head).find("ld.global.nc.v4"), std::string::npos);
+  head.starts_early = true;
+  const std::string out = ptx.splice(in, head);
+  const std::string wait = "\tgriddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;\n";
+  EXPECT_NE(out.find("\tcvta.to.global.u64 \t%rd1, %rd1;\n" + wait + "\tld.global" + load + store),
+            std::string::npos)
+      << out;
+  EXPECT_NE(out.find("$L__BB0_1:\n\tadd.s32 \t%r1, %r1, 1;\n" + wait + store), std::string::npos) << out;
+}
+
 TEST(InlinePtx, WhatHalideReallyWrites) {
   InlinePtx ptx;
   Var x("x"), block("block"), thread("thread");
