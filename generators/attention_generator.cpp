@@ -135,7 +135,8 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.score(lane, tile, row, block, row_block, head, batch) = 0.f;
       f.score(lane, f.rd.y, row, block, row_block, head, batch) += product_at(f.rd.x, f.rd.y);
       f.unscaled_tiles = RDom(0, tiling.tiles, "unscaled_tiles");
-      f.unscaled_tiles.where(f.unscaled_tiles < select(scales_queries() || scales_weights(), 0, tiles_in(block)));
+      f.unscaled_tiles.where(f.unscaled_tiles <
+                             select(scales_queries() || scales_weights(), 0, tiles_in(block)));
       const Expr t = f.unscaled_tiles.x;
       f.score(lane, t, row, block, row_block, head, batch) =
           scaled(f.score(lane, t, row, block, row_block, head, batch), tiling.key(lane, t, block));
@@ -163,6 +164,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.passes = passes_;
 
     // On tiles products that nothing is added to stay as they are until here: one pass less over them.
+    f.scales_queries = scales_queries();
     f.scales_weights = scales_weights();
     const auto scaled_last = [&](const Expr &s) {
       if (!f.on_tiles) return s;
@@ -382,7 +384,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
   // Whether products are scaled only where their maximum and their weights are computed. Bit for bit that is
   // the same: multiplying by a positive number, rounded, keeps their order.
   Expr scales_weights() {
-    if (!split_branches(branches).empty()) return Expr(false);
+    if (!split_branches(branches).empty()) return Internal::const_false();
     const Expr nothing_added = !has_offsets && !has_masks && softcap == 0.f;
     constexpr float kLeast = 1e-6f;  // what is hidden stays far below everything else
     return !scales_queries() && nothing_added && scale <= 1.f && scale >= kLeast;
