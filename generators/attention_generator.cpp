@@ -164,12 +164,17 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.passes = passes_;
 
     // On tiles products that nothing is added to stay as they are until here: one pass less over them.
-    f.scales_queries = scales_queries();
-    f.scales_weights = scales_weights();
     const auto scaled_last = [&](const Expr &s) {
-      if (!f.on_tiles) return s;
-      return select(f.scales_weights, strict_float_op(Internal::Call::strict_mul, s, scale), s);
+      return strict_float_op(Internal::Call::strict_mul, s, scale);
     };
+    if (f.on_tiles) {
+      f.tiles = RDom(0, tiling.tiles, "tiles");
+      f.tiles.where(f.tiles < select(scales_weights(), 0, tiles_in(block)));
+      if (!Internal::is_const(scales_weights())) {
+        f.products = RDom(0, tiling.tiles, "products");
+        f.products.where(f.products < select(scales_weights(), tiles_in(block), 0));
+      }
+    }
 
     // The block's maximum, its weights and their sum, by lanes.
     f.rk = RDom(0, tiling.lanes / lanes, 0, tiling.tiles, "rk");
@@ -188,8 +193,8 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.ordered(row, block, row_block, head, batch) =
           max(f.ordered(row, block, row_block, head, batch),
               ordered(reinterpret<int32_t>(by_lane(f.ry, row, block, row_block, head, batch))));
-      f.maximum(row, block, row_block, head, batch) =
-          scaled_last(reinterpret<float>(ordered(f.ordered(row, block, row_block, head, batch))));
+      const Expr largest = reinterpret<float>(ordered(f.ordered(row, block, row_block, head, batch)));
+      f.maximum(row, block, row_block, head, batch) = select(scales_weights(), scaled_last(largest), largest);
     } else {
       // Halving tree: a horizontal maximum would become a chain of scalar comparisons.
       for (int width = lanes / 2; width >= 1; width /= 2) {
@@ -202,9 +207,11 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.maximum(row, block, row_block, head, batch) =
           f.maximum_tree.back()(0, row, block, row_block, head, batch);
     }
+    const auto weight_of_score = [&](const Expr &s) {
+      return exp_nonpositive(s - f.maximum(row, block, row_block, head, batch));
+    };
     const auto weight_of = [&](const Expr &in_tile) {
-      return exp_nonpositive(scaled_last(f.score(in_tile, f.tiles, row, block, row_block, head, batch)) -
-                             f.maximum(row, block, row_block, head, batch));
+      return weight_of_score(f.score(in_tile, f.tiles, row, block, row_block, head, batch));
     };
     const int words = tiling.lanes / 2;
     if (weights_in_words) {
@@ -226,6 +233,15 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       }
       f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(start);
       f.weight(lane, f.tiles, row, block, row_block, head, batch) = Tuple(weights);
+      if (f.products.defined()) {
+        const auto of_product = [&](const Expr &in_tile) {
+          return weight_of_score(
+              scaled_last(f.score(in_tile, f.products, row, block, row_block, head, batch)));
+        };
+        const Expr first = of_product(lane), second = of_product(lane + words);
+        f.weight(lane, f.products, row, block, row_block, head, batch) =
+            Tuple(Packing::rounded_word(first, second), first + second);
+      }
     } else if (int8_cache) {
       const Expr one = weight_of(lane);
       const Expr value_scale = (*value_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);

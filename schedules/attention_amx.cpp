@@ -104,9 +104,8 @@ void schedule_attention_amx(AttentionFuncs &f, const AttentionTiles &tiles, Pipe
   f.weight.bound_extent(row, rows).bound_extent(lane, kKeyLanes / 2).bound_extent(tile, key_tiles);
   f.weight.reorder_storage(order);
   f.weight.update().reorder(lane, f.tiles, row).vectorize(lane, kLanes).unroll(lane);
-  for (const Expr &condition : {f.scales_queries, f.scales_weights}) {
-    if (!Internal::is_const(condition)) f.weight.update().specialize(condition);
-  }
+  if (f.products.defined())
+    f.weight.update(1).reorder(lane, f.products, row).vectorize(lane, kLanes).unroll(lane);
   local(f.sum, LoopLevel(f.state, row));
   f.sum.bound_extent(x, kLanes).vectorize(x);
   f.sum.update().reorder(x, f.rs.x, f.rs.y).vectorize(x).unroll(f.rs.x);

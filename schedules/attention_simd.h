@@ -21,16 +21,14 @@ struct AttentionFuncs {
   struct {
     Halide::Var x, lane, tile, row, block, split, row_block, head, batch, d;
   } vars;
-  Halide::RDom tiles, unscaled_tiles, rd, rk, rs, ry, rv, rb, rx, block_rows;
+  Halide::RDom tiles, unscaled_tiles, products, rd, rk, rs, ry, rv, rb, rx, block_rows;
   std::vector<Halide::RDom> passes;
-  bool on_tiles = false;        // products of bfloat16 on AMX tiles, weights in words of two
-  bool on_dots = false;         // products of pairs of bfloat16: queries and weights in words of two
-  Halide::Expr has_visible;     // some keys are hidden by a mask; of kernels of plain keys alone
-  Halide::Expr single_row;      // the kernel is called with one row
-  Halide::Expr has_offsets;     // a tabulated bias is added to the products
-  Halide::Expr scales_queries;  // before they are multiplied on tiles
-  Halide::Expr scales_weights;  // products on tiles are scaled where weights are computed
-  Halide::Expr full_head_dim;   // no padding of the head dimension is needed
+  bool on_tiles = false;       // products of bfloat16 on AMX tiles, weights in words of two
+  bool on_dots = false;        // products of pairs of bfloat16: queries and weights in words of two
+  Halide::Expr has_visible;    // some keys are hidden by a mask; of kernels of plain keys alone
+  Halide::Expr single_row;     // the kernel is called with one row
+  Halide::Expr has_offsets;    // a tabulated bias is added to the products
+  Halide::Expr full_head_dim;  // no padding of the head dimension is needed
 };
 
 // Sizes that the schedule may choose.
