@@ -74,7 +74,11 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     if (f.on_dots) {
       f.query(d, row, row_block, head, batch) = Packing::word(q_bits(2 * d), q_bits(2 * d + 1));
     } else if (f.on_tiles) {
-      f.query(d, row, row_block, head, batch) = reinterpret(Type(type), q_bits(d));
+      // Products are scaled already where that is exact, as it is by a power of two.
+      const Expr scaled_value = load_float(q_value(d), get_target()) * select(scales_queries(), scale, 1.f);
+      const Expr bits = cast<uint16_t>(reinterpret<uint32_t>(scaled_value) >> 16);
+      f.query(d, row, row_block, head, batch) =
+          reinterpret(Type(type), select(d < q.dim(0).extent(), bits, cast<uint16_t>(0)));
     } else {
       f.query(d, row, row_block, head, batch) =
           select(d < q.dim(0).extent(), load_float(q_value(d), get_target()), 0.f);
@@ -130,8 +134,12 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.rd.where(f.rd.y < tiles_in(block));
       f.score(lane, tile, row, block, row_block, head, batch) = 0.f;
       f.score(lane, f.rd.y, row, block, row_block, head, batch) += product_at(f.rd.x, f.rd.y);
-      f.score(lane, f.tiles, row, block, row_block, head, batch) = scaled(
-          f.score(lane, f.tiles, row, block, row_block, head, batch), tiling.key(lane, f.tiles, block));
+      f.unscaled_tiles = RDom(0, tiling.tiles, "unscaled_tiles");
+      f.unscaled_tiles.where(f.unscaled_tiles <
+                             select(scales_queries() || scales_weights(), 0, tiles_in(block)));
+      const Expr t = f.unscaled_tiles.x;
+      f.score(lane, t, row, block, row_block, head, batch) =
+          scaled(f.score(lane, t, row, block, row_block, head, batch), tiling.key(lane, t, block));
     } else {
       f.rd = RDom(0, f.on_dots ? D / 2 : D, "rd");
       f.product(lane, tile, row, block, row_block, head, batch) = 0.f;
@@ -155,6 +163,19 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     add_passes(f.score, tiling, tiles_in(block), f.edge_tiles(block, row_block, batch));
     f.passes = passes_;
 
+    // On tiles products that nothing is added to stay as they are until here: one pass less over them.
+    const auto scaled_last = [&](const Expr &s) {
+      return strict_float_op(Internal::Call::strict_mul, s, scale);
+    };
+    if (f.on_tiles) {
+      f.tiles = RDom(0, tiling.tiles, "tiles");
+      f.tiles.where(f.tiles < select(scales_weights(), 0, tiles_in(block)));
+      if (!Internal::is_const(scales_weights())) {
+        f.products = RDom(0, tiling.tiles, "products");
+        f.products.where(f.products < select(scales_weights(), tiles_in(block), 0));
+      }
+    }
+
     // The block's maximum, its weights and their sum, by lanes.
     f.rk = RDom(0, tiling.lanes / lanes, 0, tiling.tiles, "rk");
     f.rk.where(f.rk.y < tiles_in(block));
@@ -172,8 +193,8 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.ordered(row, block, row_block, head, batch) =
           max(f.ordered(row, block, row_block, head, batch),
               ordered(reinterpret<int32_t>(by_lane(f.ry, row, block, row_block, head, batch))));
-      f.maximum(row, block, row_block, head, batch) =
-          reinterpret<float>(ordered(f.ordered(row, block, row_block, head, batch)));
+      const Expr largest = reinterpret<float>(ordered(f.ordered(row, block, row_block, head, batch)));
+      f.maximum(row, block, row_block, head, batch) = select(scales_weights(), scaled_last(largest), largest);
     } else {
       // Halving tree: a horizontal maximum would become a chain of scalar comparisons.
       for (int width = lanes / 2; width >= 1; width /= 2) {
@@ -186,9 +207,11 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       f.maximum(row, block, row_block, head, batch) =
           f.maximum_tree.back()(0, row, block, row_block, head, batch);
     }
+    const auto weight_of_score = [&](const Expr &s) {
+      return exp_nonpositive(s - f.maximum(row, block, row_block, head, batch));
+    };
     const auto weight_of = [&](const Expr &in_tile) {
-      return exp_nonpositive(f.score(in_tile, f.tiles, row, block, row_block, head, batch) -
-                             f.maximum(row, block, row_block, head, batch));
+      return weight_of_score(f.score(in_tile, f.tiles, row, block, row_block, head, batch));
     };
     const int words = tiling.lanes / 2;
     if (weights_in_words) {
@@ -210,6 +233,15 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       }
       f.weight(lane, tile, row, block, row_block, head, batch) = Tuple(start);
       f.weight(lane, f.tiles, row, block, row_block, head, batch) = Tuple(weights);
+      if (f.products.defined()) {
+        const auto of_product = [&](const Expr &in_tile) {
+          return weight_of_score(
+              scaled_last(f.score(in_tile, f.products, row, block, row_block, head, batch)));
+        };
+        const Expr first = of_product(lane), second = of_product(lane + words);
+        f.weight(lane, f.products, row, block, row_block, head, batch) =
+            Tuple(Packing::rounded_word(first, second), first + second);
+      }
     } else if (int8_cache) {
       const Expr one = weight_of(lane);
       const Expr value_scale = (*value_scales_)(tiling.key(lane, f.tiles, block), kv_head_of(head), batch);
@@ -356,6 +388,22 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
  private:
   bool on_tiles() const {
     return schedules::machine(get_target()).amx && !decode && head_dim % schedules::kAmxDepth == 0;
+  }
+
+  // Whether queries of bfloat16 times the scale are exact, and nothing has to be added to the products.
+  Expr scales_queries() {
+    const Expr bits = reinterpret<int32_t>(Expr(scale));
+    constexpr int kOne = 127 << 23;
+    return (bits & 0x7fffff) == 0 && bits <= kOne && bits >= kOne - (8 << 23) && !has_offsets;
+  }
+
+  // Whether products are scaled only where their maximum and their weights are computed. Bit for bit that is
+  // the same: multiplying by a positive number, rounded, keeps their order.
+  Expr scales_weights() {
+    if (!split_branches(branches).empty()) return Internal::const_false();
+    const Expr nothing_added = !has_offsets && !has_masks && softcap == 0.f;
+    constexpr float kLeast = 1e-6f;  // what is hidden stays far below everything else
+    return !scales_queries() && nothing_added && scale <= 1.f && scale >= kLeast;
   }
 
   // Whether keys and values are loaded first and looked at later.

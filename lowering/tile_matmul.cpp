@@ -259,11 +259,12 @@ class Nest {
     for (int step = 0; step < steps; step++) {
       for (int k0 = 0; k0 < depth_; k0 += kDepth) {
         const int k = order_[static_cast<size_t>(k0)];  // the first in memory
+        // Each tile is loaded just before the first product that needs it.
         Expr a[2], b[2];
-        for (int i = 0; i < ms; i++) a[i] = let(load(a_, a_stride_, {0, m0 + i * kTile, k, step}));
-        for (int j = 0; j < ns; j++) b[j] = let(load(b_, b_stride_, {n0 + j * kTile, 0, k, step}));
         for (int i = 0; i < ms; i++) {
+          a[i] = let(load(a_, a_stride_, {0, m0 + i * kTile, k, step}));
           for (int j = 0; j < ns; j++) {
+            if (i == 0) b[j] = let(load(b_, b_stride_, {n0 + j * kTile, 0, k, step}));
             sums[i][j] = let(Call::make(
                 sums[i][j].type(), "tile_matmul",
                 {tile_int(kTile), tile_int(kRowBytes), tile_int(kRowBytes), sums[i][j], a[i], b[j]},

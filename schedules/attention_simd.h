@@ -21,7 +21,7 @@ struct AttentionFuncs {
   struct {
     Halide::Var x, lane, tile, row, block, split, row_block, head, batch, d;
   } vars;
-  Halide::RDom tiles, rd, rk, rs, ry, rv, rb, rx, block_rows;
+  Halide::RDom tiles, unscaled_tiles, products, rd, rk, rs, ry, rv, rb, rx, block_rows;
   std::vector<Halide::RDom> passes;
   bool on_tiles = false;       // products of bfloat16 on AMX tiles, weights in words of two
   bool on_dots = false;        // products of pairs of bfloat16: queries and weights in words of two
