@@ -58,8 +58,9 @@ Driver fake_driver() {
     asked.streams.insert(stream);
     return asked.launch_result;
   };
-  d.TensorMapEncodeTiled = [](void *, int, unsigned, void *, const uint64_t *, const uint64_t *, const unsigned *,
-                              const unsigned *, int, int, int, int) -> Result { return kSuccess; };
+  d.TensorMapEncodeTiled = [](void *, int, unsigned, void *, const uint64_t *, const uint64_t *,
+                              const unsigned *, const unsigned *, int, int, int,
+                              int) -> Result { return kSuccess; };
   d.PointerGetAttributes = [](unsigned, int *, void **values, Address) -> Result {
     if (!asked.known_addresses) return kErrorInvalidValue;
     *static_cast<unsigned *>(values[0]) = kMemoryTypeDevice;
