@@ -37,7 +37,9 @@ TensorTiles tensor_float_tiles(bool hopper, int head_dim, TensorScores scores) {
     // Of small heads two blocks of threads fit, one of which multiplies while the other one computes weights
     // (D 64, S 512: 74 against 66 TFLOP/s on an H100); of others one with all of the shared memory.
     const bool is_small = head_dim <= 64;
-    const int keys = scores == TensorScores::dense && !is_small ? 32 : 64;
+    // What would spill registers with 64 keys.
+    const bool has_few = scores == TensorScores::dense || (scores == TensorScores::table && head_dim < 128);
+    const int keys = has_few && !is_small ? 32 : 64;
     return {head_dim, keys, is_small ? 1 : 2, 1, 1, false, false, false, true, is_small ? 2 : 1};
   }
   // Splitting an operand takes as long as multiplying it by 16 rows, so small heads have 32 rows a warp; of
