@@ -37,7 +37,7 @@ struct GpuAttention {
   GpuTensor q, k, v, out, lse;  // lse: (batch, head, token)
   GpuTensor offsets;            // (head, offset), padded by 256 at both ends; optional
   GpuTensor dense;  // (batch, head, query, key) float32, of q's type for prefill_dense_16; optional
-  void *zeros;                  // some KB on the GPU, in place of what is absent
+  void *zeros;      // some KB on the GPU, in place of what is absent
   float scale;
   int32_t is_causal, blocks, offset_zero;
   void *stream;

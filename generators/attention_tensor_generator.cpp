@@ -124,8 +124,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       maps_[i]->set_estimate(static_cast<uint64_t>(is_of_keys ? t.keys : t.rows()));
     }
 
-    // Blocks of threads share out the tiles among themselves. A kernel without a copy warpgroup has a block for
-    // each tile.
+    // Blocks of threads share out the tiles among themselves. A kernel without a copy warpgroup has a block
+    // for each tile.
     const Expr queries = q.dim(1).extent(),
                heads = decode ? q.dim(2).extent() / row_heads : q.dim(2).extent();
     if (!decode) set_rows_are_queries();
@@ -283,10 +283,10 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return cast<int>(cast<uint32_t>(a) / cast<uint32_t>(max(b, 1)));
   }
 
-  // How blocks of threads share out the tiles of all pairs of a head and a batch. Causal tiles differ in length,
-  // so a long one of one pair comes with a short one of the next: then all blocks have as much to do, and those
-  // that work at the same time read the same keys. If the number of pairs is odd, the last one's tiles come last,
-  // from the longest on. Tiles that are alike come one by one.
+  // How blocks of threads share out the tiles of all pairs of a head and a batch. Causal tiles differ in
+  // length, so a long one of one pair comes with a short one of the next: then all blocks have as much to do,
+  // and those that work at the same time read the same keys. If the number of pairs is odd, the last one's
+  // tiles come last, from the longest on. Tiles that are alike come one by one.
   struct Share {
     Expr tiles;   // of this block of threads
     Expr paired;  // of those, in twos
@@ -314,7 +314,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     const Expr heads = q.dim(2).extent(), batches = q.dim(3).extent();
     const Expr is_paired = r < share_.paired, second = select(is_paired, r & 1, 0);
     const Expr item = turn(select(is_paired, r / 2, r - share_.paired));
-    // Batches may share a dense bias, so that the same tile of all of them comes together, if tiles are alike.
+    // Batches may share a dense bias, so that the same tile of all of them comes together, if tiles are
+    // alike.
     const Expr together = has_bias_tiles() ? select(differ(), 1, batches) : Expr(1);
     const Expr of_tile = quotient(item, together), place = item - of_tile * together;
     const Expr high = quotient(of_tile, tile_count_), low = of_tile - high * tile_count_;
@@ -511,8 +512,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     return logit;
   }
 
-  // Overwrites the products of the last block that a row may not see, where there are such: before the first of
-  // its keys, or behind the last.
+  // Overwrites the products of the last block that a row may not see, where there are such: before the first
+  // of its keys, or behind the last.
   Expr hide_products(const std::vector<Expr> &low, const std::vector<Expr> &high, const Expr &token) const {
     const TensorTiles &t = *tiles_;
     const Expr queries = q.dim(1).extent(), last_row = min(task_.first_row + t.rows(), queries) - 1;
@@ -622,7 +623,8 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     for (int x = 0; x < t.scores(); x++) weights.push_back(weight(at(x, step)));
     state(vars_at()) = ptx.effect(text, arguments);
     end(vars_at()) = backend_->accumulate(task_, where, decays, weights, state(at(step)));
-    for (const Func &g : {ready, scored, maximum, reference, decay, sum, state, end}) funcs.of_thread.push_back(g);
+    for (const Func &g : {ready, scored, maximum, reference, decay, sum, state, end})
+      funcs.of_thread.push_back(g);
     for (const Func &g : {score, weight}) funcs.of_fragment.push_back(g);
     return end;
   }

@@ -22,8 +22,7 @@ RegisterShares register_shares(int warpgroups) {
 
 // A posted task, and how many there is place for: one that is posted two rounds ahead replaces one of six
 // rounds before, which every warp has read, as the rings of keys and values are no longer than two steps.
-constexpr int kTaskNumbers = 9, kTaskBytes = 64, kTaskPlaceBits = 3,
-              kTaskPlaces = 1 << kTaskPlaceBits;
+constexpr int kTaskNumbers = 9, kTaskBytes = 64, kTaskPlaceBits = 3, kTaskPlaces = 1 << kTaskPlaceBits;
 
 }  // namespace
 
@@ -80,14 +79,13 @@ Halide::Expr Hopper::initialize_barriers(const Expr &token) {
   // Each lane of the first warp makes one.
   const int full = (q_.empty - q_.full) / 8, all = (tasks_ - q_.full) / 8;
   if (all > 32) throw std::logic_error("more barriers than a warp has lanes");
-  return ops.ptx.effect(
-      "\t{ .reg .b32 at, arrivals; .reg .pred p, q; setp.lt.u32 p, %thread, " + number(all) +
-          "; mad.lo.u32 at, %thread, 8, %shared; add.u32 at, at, " + number(q_.full) +
-          "; setp.lt.u32 q, %thread, " + number(full) + "; selp.u32 arrivals, 1, " +
-          number(4 * tiles.warpgroups) +
-          ", q; @p mbarrier.init.shared::cta.b64 [at], arrivals;\n"
-          "\tfence.proxy.async.shared::cta; bar.sync 0; }\n",
-      {token});
+  return ops.ptx.effect("\t{ .reg .b32 at, arrivals; .reg .pred p, q; setp.lt.u32 p, %thread, " +
+                            number(all) + "; mad.lo.u32 at, %thread, 8, %shared; add.u32 at, at, " +
+                            number(q_.full) + "; setp.lt.u32 q, %thread, " + number(full) +
+                            "; selp.u32 arrivals, 1, " + number(4 * tiles.warpgroups) +
+                            ", q; @p mbarrier.init.shared::cta.b64 [at], arrivals;\n"
+                            "\tfence.proxy.async.shared::cta; bar.sync 0; }\n",
+                        {token});
 }
 
 Halide::Expr Hopper::wait(const Expr &barrier, const Expr &parity, const Expr &token) {
@@ -155,8 +153,8 @@ std::string Hopper::copy_bias(const std::string &map, const std::string &of_head
       ";\n\tmbarrier.arrive.expect_tx.shared::cta.b64 _, [barrier], " + number(bias_bytes()) + ";\n";
   for (int c = 0; c < tiles.keys / 64; c++) {
     text += "\tadd.s32 channel, block, " + number(c * 64) +
-            "; cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [to], [" + map +
-            ", {channel, row, bias_head, bias_batch}], [barrier]; add.u32 to, to, " +
+            "; cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [to], [" +
+            map + ", {channel, row, bias_head, bias_batch}], [barrier]; add.u32 to, to, " +
             number(bias_.chunk_bytes) + ";\n";
   }
   return text + "\tadd.u32 bias_place, bias_place, 1; setp.eq.u32 q, bias_place, " +
@@ -209,7 +207,8 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
   std::string text =
       "\t{ .reg .b32 step, stage, parity, block, other, to, barrier, channel, left, round, slot;\n"
       "\t.reg .b32 row, head, kv_head, batch, steps, last, first, right, masked; .reg .pred p, q;\n"
-      "\t.reg .b32 bias_place, bias_parity, bias_head, bias_batch; mov.u32 bias_place, 0; mov.u32 bias_parity, "
+      "\t.reg .b32 bias_place, bias_parity, bias_head, bias_batch; mov.u32 bias_place, 0; mov.u32 "
+      "bias_parity, "
       "1;\n"
       "\tsetp.lt.u32 p, %thread, " +
       number(first) + "; @p bra MULTIPLY$u;\n\tsetmaxnreg.dec.sync.aligned.u32 " + number(shares.copy) +
@@ -218,16 +217,17 @@ Halide::Expr Hopper::start_copy_warpgroup(const TensorTask &task, const Expr &to
   text += "\tand.b32 slot, round, " + number(kTaskPlaces - 1) +
           "; shl.b32 barrier, slot, 3; add.u32 barrier, barrier, %shared; add.u32 barrier, "
           "barrier, " +
-          number(posted_) + "; shr.u32 other, round, " + number(kTaskPlaceBits) + "; and.b32 other, other, 1;\n" +
-          wait_for("POSTED$u", "barrier", "other") + "\tmad.lo.u32 to, slot, " + number(kTaskBytes) +
-          ", %shared; add.u32 to, to, " + number(tasks_) + ";\n";
+          number(posted_) + "; shr.u32 other, round, " + number(kTaskPlaceBits) +
+          "; and.b32 other, other, 1;\n" + wait_for("POSTED$u", "barrier", "other") +
+          "\tmad.lo.u32 to, slot, " + number(kTaskBytes) + ", %shared; add.u32 to, to, " + number(tasks_) +
+          ";\n";
   int place = 0;
   for (const char *name : {"row", "head", "kv_head", "batch", "steps", "last", "first", "right", "masked"}) {
     text += std::string("\tld.shared.b32 ") + name + ", [to+" + number(4 * place++) + "];\n";
   }
   text +=
-      "\tsetp.le.s32 p, steps, 0; @p bra DONE$u;\n\tand.b32 slot, round, " +
-      number(query_places() - 1) + "; shr.u32 other, round, " + number(query_places() - 1) +
+      "\tsetp.le.s32 p, steps, 0; @p bra DONE$u;\n\tand.b32 slot, round, " + number(query_places() - 1) +
+      "; shr.u32 other, round, " + number(query_places() - 1) +
       "; and.b32 other, other, 1; xor.b32 other, other, 1;\n\tmad.lo.u32 barrier, slot, 8, %shared; add.u32 "
       "barrier, barrier, " +
       number(q_.empty) + ";\n" + wait_for("QUERIES$u", "barrier", "other");
@@ -286,9 +286,8 @@ Halide::Expr Hopper::multiply_keys(const Expr &queries, const Expr &keys, const 
 // %O += the weights in %P times the values of the step.
 Halide::Expr Hopper::multiply_values(const Expr &step, const Expr &token) {
   const Expr ready = wait(v_.full + stage(step) * 8, phase(step), token);
-  std::string text =
-      "\t{ .reg .b32 b; .reg .b64 db, eb; add.u32 b, %shared, $0;\n" +
-      wgmma_descriptor("db", "b", v_.chunk_bytes, 1024) + "\twgmma.fence.sync.aligned;\n";
+  std::string text = "\t{ .reg .b32 b; .reg .b64 db, eb; add.u32 b, %shared, $0;\n" +
+                     wgmma_descriptor("db", "b", v_.chunk_bytes, 1024) + "\twgmma.fence.sync.aligned;\n";
   for (int k = 0; k < tiles.keys / 16; k++) {
     text += "\tadd.s64 eb, db, " + number(k * 128) + ";\n\twgmma.mma_async.sync.aligned.m64n" +
             number(tiles.head_dim) + "k16.f32." + type_name() + "." + type_name() + " " +
@@ -312,11 +311,11 @@ Halide::Expr Hopper::take_turn(const Expr &token) {
 
 Halide::Expr Hopper::pass_turn(const Expr &token) {
   if (!tiles.in_turns) return token;
-  return ops.ptx.effect("\t{ .reg .b32 next; .reg .pred p; mov.u32 next, %tid.y; add.u32 next, next, 2; "
-                        "setp.gt.u32 p, next, " +
-                            number(tiles.warpgroups) +
-                            "; @p mov.u32 next, 1; bar.arrive next, 256; }",
-                        {token});
+  return ops.ptx.effect(
+      "\t{ .reg .b32 next; .reg .pred p; mov.u32 next, %tid.y; add.u32 next, next, 2; "
+      "setp.gt.u32 p, next, " +
+          number(tiles.warpgroups) + "; @p mov.u32 next, 1; bar.arrive next, 256; }",
+      {token});
 }
 
 // The kernel's parts.
@@ -357,7 +356,8 @@ Halide::Expr Hopper::start_scores(const Expr &round, const Expr &steps_before, c
            "; @!q bra " + label + "$u;\n";
   };
   const Expr there = ops.ptx.effect(
-      "\t{ .reg .b32 posted, task, queries, keys, steps; .reg .pred p, q; add.u32 posted, %shared, $0; add.u32 "
+      "\t{ .reg .b32 posted, task, queries, keys, steps; .reg .pred p, q; add.u32 posted, %shared, $0; "
+      "add.u32 "
       "task, %shared, $2; add.u32 queries, %shared, $3; add.u32 keys, %shared, $5;\n" +
           wait_for("POSTED", "posted", "$1") +
           "\tld.shared.b32 steps, [task+16]; setp.le.s32 p, steps, 0; @p bra NONE$u;\n" +
@@ -391,8 +391,10 @@ std::string Hopper::clamp_bias() const {
   std::string text = "\tmov.b32 least, %B0;\n";
   for (int i = 1; i < count; i++) text += "\tmin.bf16x2 least, least, %B" + number(i) + ";\n";
   const std::string lowest = "0fFF1D0000";  // about kLowestVisible
-  text += "\tand.b32 high, least, 0xffff0000; shl.b32 low, least, 16; min.f32 low, low, high; setp.lt.f32 p, low, " +
-          lowest + "; vote.sync.any.pred p, p, 0xffffffff; @!p bra HIGH$u;\n";
+  text +=
+      "\tand.b32 high, least, 0xffff0000; shl.b32 low, least, 16; min.f32 low, low, high; setp.lt.f32 p, "
+      "low, " +
+      lowest + "; vote.sync.any.pred p, p, 0xffffffff; @!p bra HIGH$u;\n";
   for (int i = 0; i < count; i++) {
     const std::string b = "%B" + number(i);
     text += "\tand.b32 high, " + b + ", 0xffff0000; shl.b32 low, " + b + ", 16;\n";
@@ -407,7 +409,8 @@ std::string Hopper::clamp_bias() const {
 
 Halide::Expr Hopper::load_bias(const TensorTask &task, const Step &step, const Expr &token) {
   const Expr j = task.steps_before + step.index, place = j & (tiles.bias_places - 1);
-  const Expr there = wait(bias_.full + place * 8, cast<int>(cast<uint32_t>(j) / tiles.bias_places % 2), token);
+  const Expr there =
+      wait(bias_.full + place * 8, cast<int>(cast<uint32_t>(j) / tiles.bias_places % 2), token);
   std::string text =
       "\t{ .reg .b32 at, to; .reg .b32 least, high, low; .reg .pred p; add.u32 at, %shared, $0;\n";
   for (int piece = 0; piece < tiles.keys / 8; piece += 2) {

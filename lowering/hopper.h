@@ -35,7 +35,8 @@ class Hopper : public TensorBackend {
     int full, empty;         // offsets of barriers, 8 bytes each
   };
   int bias_bytes() const { return tiles.keys / 64 * bias_.chunk_bytes; }
-  std::string copy_bias(const std::string &map, const std::string &of_head, const std::string &of_batch) const;
+  std::string copy_bias(const std::string &map, const std::string &of_head,
+                        const std::string &of_batch) const;
   std::string clamp_bias() const;
   // `step` counts from the block of threads' first one, over all of its tasks.
   Expr stage(const Expr &step) const { return step & (tiles.stages - 1); }

@@ -10,7 +10,7 @@ namespace posattn {
 
 namespace {
 
-constexpr int kChannels = 32;      // of a chunk, a row of 128 bytes
+constexpr int kChannels = 32;   // of a chunk, a row of 128 bytes
 constexpr int kChunkSteps = 4;  // eight channels or keys each
 
 // Where sums of every other group of products are.
@@ -29,13 +29,13 @@ HopperFloat::HopperFloat(InlinePtx &ptx, const TensorTiles &tiles) : Ampere(ptx,
   if (tiles.keys % kChannels != 0 || tiles.head_dim % kChannels != 0)
     throw std::logic_error("chunks of float32 are of 32 keys or channels");
   // Sums of some products of queries and keys, and of a block's weighted values.
-  for (const char *name : kPartial) ptx.declare_register(".f32 " + (name + ("<" + number(tiles.scores()) + ">")));
+  for (const char *name : kPartial)
+    ptx.declare_register(".f32 " + (name + ("<" + number(tiles.scores()) + ">")));
   ptx.declare_register(".f32 %N<" + number(tiles.outputs()) + ">");
   ptx.declare_register(".b32 %H<" + number(tiles.scores()) + ">");  // high parts of the weights
   ptx.declare_register(".pred %always");
   ptx.declare_register(".pred %never");
-  ptx.at_entry(
-      "\t{ .reg .b32 a; mov.u32 a, 0; setp.eq.u32 %always, a, 0; setp.ne.u32 %never, a, 0; }\n");
+  ptx.at_entry("\t{ .reg .b32 a; mov.u32 a, 0; setp.eq.u32 %always, a, 0; setp.ne.u32 %never, a, 0; }\n");
 }
 
 // The copies of keys and of values are groups of their own.
@@ -65,8 +65,8 @@ Halide::Expr HopperFloat::split_keys(const Expr &token) {
   return ops.ptx.effect(text + kVisibleToProducts + "\t}\n", {token});
 }
 
-// A warp takes eight keys of 32 channels at a time, a lane one channel. The four even keys come before the odd
-// ones: a thread's weights of two neighbours are the columns t and t + 4 of a product's operand.
+// A warp takes eight keys of 32 channels at a time, a lane one channel. The four even keys come before the
+// odd ones: a thread's weights of two neighbours are the columns t and t + 4 of a product's operand.
 Halide::Expr HopperFloat::split_values(const Expr &token) {
   const int warps = threads() / 32, parts = chunks_ * tiles.keys / 8;
   std::string text =
@@ -79,8 +79,9 @@ Halide::Expr HopperFloat::split_values(const Expr &token) {
     text += "\tadd.u32 part, %warp, " + number(i) + ";";
     if (i + warps > parts) text += " setp.ge.u32 p, part, " + number(parts) + "; @p bra " + skip + ";";
     text += " rem.u32 chunk, part, " + number(chunks_) + "; div.u32 group, part, " + number(chunks_) +
-            ";\n\tmad.lo.u32 from, chunk, " + number(tiles.keys * 128) + ", %shared; mad.lo.u32 from, group, " +
-            number(8 * 128) + ", from; add.u32 from, from, " + number(tile_bytes()) + ";\n";
+            ";\n\tmad.lo.u32 from, chunk, " + number(tiles.keys * 128) +
+            ", %shared; mad.lo.u32 from, group, " + number(8 * 128) + ", from; add.u32 from, from, " +
+            number(tile_bytes()) + ";\n";
     for (int r = 0; r < 8; r++) {
       text += "\tadd.u32 a, from, along" + number(r) + "; ld.shared.b32 x" + number(r) + ", [a+" +
               number(r * 128) + "];\n";
@@ -120,9 +121,10 @@ std::string HopperFloat::add_scores(int group) const {
   return text;
 }
 
-// %S = the queries times the keys, but for the last two groups' sums. Tensor cores cut their sums off, so that
-// sums of many products are too small: few are summed there, the small ones first, and these sums are added by
-// instructions that round. Meanwhile the next group is multiplied, and queries of the one after are split.
+// %S = the queries times the keys, but for the last two groups' sums. Tensor cores cut their sums off, so
+// that sums of many products are too small: few are summed there, the small ones first, and these sums are
+// added by instructions that round. Meanwhile the next group is multiplied, and queries of the one after are
+// split.
 Halide::Expr HopperFloat::multiply_keys(const Expr &keys, const Expr &token) {
   const int chunk = tiles.keys * 128 / 16;
   std::string text = "\t{ .reg .b32 at, a, b; .reg .b64 high, low, to_high, to_low; mad.lo.u32 at, %warp, " +
@@ -132,14 +134,14 @@ Halide::Expr HopperFloat::multiply_keys(const Expr &keys, const Expr &token) {
   for (int group = 0; group < score_groups(); group++) {
     if (group >= 2) text += wait_products(1) + add_scores(group - 2);
     const std::string q = "q" + number(group) + "_";
-    text += "\t.reg .b32 " + q + "<" + number(4 * kGroupSteps) + ">, " +
-            split_names(q, 4 * kGroupSteps) + ";\n";
+    text +=
+        "\t.reg .b32 " + q + "<" + number(4 * kGroupSteps) + ">, " + split_names(q, 4 * kGroupSteps) + ";\n";
     const auto chunk_of = [&](int k) { return (group * kGroupSteps + k) / kChunkSteps; };
     const auto inside = [&](int k) { return (group * kGroupSteps + k) % kChunkSteps; };
     for (int k = 0; k < kGroupSteps; k++) {
       text += "\tadd.u32 a, at, %along" + number(inside(k)) + "; ldmatrix.sync.aligned.m8n8.x4.shared.b16 " +
-              register_list(q, 4 * k, 4) + ", [a+" +
-              number(query_tile() + chunk_of(k) * tiles.rows() * 128) + "];\n";
+              register_list(q, 4 * k, 4) + ", [a+" + number(query_tile() + chunk_of(k) * tiles.rows() * 128) +
+              "];\n";
     }
     for (int i = 0; i < 4 * kGroupSteps; i++) text += split_tf32(q + number(i), q + number(i));
     text += "\twgmma.fence.sync.aligned;\n";
@@ -188,21 +190,22 @@ Halide::Expr HopperFloat::multiply_values(const Expr &values, const Expr &token)
 }
 
 Halide::Expr HopperFloat::begin(const TensorTask &task, const Expr &token) {
-  Expr done = copy_tile(task.q, Expr(true), task.first_row, task.head, task.batch, tiles.rows(), query_tile(),
-                        token);
+  Expr done =
+      copy_tile(task.q, Expr(true), task.first_row, task.head, task.batch, tiles.rows(), query_tile(), token);
   done = copy_values(task, 0, copy_keys(task, 0, done));
   return ops.fill("%O", tiles.outputs(), 0.f, done);
 }
 
-// Barriers in a step: when this block's keys are split and the values of the block before are multiplied; when
-// its values are split and its keys multiplied; when the next keys are there.
+// Barriers in a step: when this block's keys are split and the values of the block before are multiplied;
+// when its values are split and its keys multiplied; when the next keys are there.
 Halide::Expr HopperFloat::scores(const TensorTask &, const Step &step, const Expr &, const Expr &token) {
   Expr done = token;
   if (step.is_first) done = split_keys(wait_copies(1, done));
   done = multiply_keys(0, wait_copies(0, done));
   done = split_values(done);
   std::string text = wait_products(0);
-  for (int group = std::max(score_groups() - 2, 0); group < score_groups(); group++) text += add_scores(group);
+  for (int group = std::max(score_groups() - 2, 0); group < score_groups(); group++)
+    text += add_scores(group);
   return ops.ptx.effect(text, {done});
 }
 

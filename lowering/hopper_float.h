@@ -1,8 +1,9 @@
-// Float32 on Hopper's tensor cores (sm_90a): wgmma takes tf32, numbers of 11 bits, so that every operand is split
-// into a high and a low part, and the three products of parts that count are summed, as in ampere_float.h. wgmma
-// multiplies more than twice as fast as mma.sync, and reads keys and values from shared memory, so that they are
-// split once for all warps, into tiles of their own, while a product runs. Values are transposed on the way: of
-// tf32, wgmma takes rows of the summed dimension only. Queries and weights are split in registers.
+// Float32 on Hopper's tensor cores (sm_90a): wgmma takes tf32, numbers of 11 bits, so that every operand is
+// split into a high and a low part, and the three products of parts that count are summed, as in
+// ampere_float.h. wgmma multiplies more than twice as fast as mma.sync, and reads keys and values from shared
+// memory, so that they are split once for all warps, into tiles of their own, while a product runs. Values
+// are transposed on the way: of tf32, wgmma takes rows of the summed dimension only. Queries and weights are
+// split in registers.
 #pragma once
 
 #include <string>
@@ -24,8 +25,8 @@ class HopperFloat : public Ampere {
                   const std::vector<Expr> &weights, const Expr &token) override;
 
  private:
-  // Tiles in shared memory: keys, whose high parts replace them; values; queries; low parts of the keys; parts
-  // of the transposed values, chunks of 32 keys with a row for each channel.
+  // Tiles in shared memory: keys, whose high parts replace them; values; queries; low parts of the keys;
+  // parts of the transposed values, chunks of 32 keys with a row for each channel.
   int keys_low() const { return query_tile() + chunks_ * tiles.rows() * 128; }
   int values_high() const { return keys_low() + tile_bytes(); }
   int values_low() const { return values_high() + tile_bytes(); }
@@ -41,8 +42,8 @@ class HopperFloat : public Ampere {
   Expr split_values(const Expr &token);
   Expr multiply_keys(const Expr &keys, const Expr &token) override;
   Expr multiply_values(const Expr &values, const Expr &token) override;
-  std::string product(int columns, const std::string &sum, const std::string &a, const std::string &descriptor,
-                      bool from_zero) const;
+  std::string product(int columns, const std::string &sum, const std::string &a,
+                      const std::string &descriptor, bool from_zero) const;
 };
 
 }  // namespace posattn

@@ -28,9 +28,11 @@ struct TensorTiles {
   bool shared_queries;  // mma.sync: queries stay in shared memory, and leave their registers to larger tiles
   int blocks_per_sm;    // that registers shall leave room for
   int group_warps = 4;  // of a warpgroup; one, where a block of threads is a single warp
-  bool ahead = false;   // a tile's first scores are multiplied while the outputs of the tile before are stored
-  int bias_places = 0;  // for blocks of a dense bias of 16 bits, one on its way into each; a power of two or 0
-  bool in_turns = false;  // warpgroups start products one after the other, so that one multiplies while others don't
+  bool ahead = false;  // a tile's first scores are multiplied while the outputs of the tile before are stored
+  // For blocks of a dense bias of 16 bits, one on its way into each; a power of two or 0.
+  int bias_places = 0;
+  // Warpgroups start products one after the other, so that one multiplies while others do not.
+  bool in_turns = false;
   bool streams = false;  // mma.sync: that single warp goes over a part of the keys, for rows from anywhere
   bool starts_early = false;  // before the kernel before it has ended (InlinePtx::Head)
 
@@ -56,8 +58,8 @@ struct TensorSource {
 // One tile of queries that a block of threads works on.
 struct TensorTask {
   TensorSource q, k, v;
-  // A dense bias of 16 bits, (key, query, head, batch), where there is one: its map alone; and 1, or 0 where all
-  // heads, or batches, share it.
+  // A dense bias of 16 bits, (key, query, head, batch), where there is one: its map alone; and 1, or 0 where
+  // all heads, or batches, share it.
   Halide::Expr bias_map, bias_of_head, bias_of_batch;
   Halide::Expr first_row, head, kv_head, batch;
   // Of a stream: where the rows of queries that a thread copies start, computed once the token is there.
@@ -122,9 +124,8 @@ class TensorBackend {
   Expr bias(const Expr &constant_index, const Expr &token) const {
     const std::string half = "\t{ .reg .b32 x; shr.u32 x, %B$0, $1; ";
     // The upper half of a float is a bfloat16.
-    const std::string text =
-        is_bfloat ? half + "shl.b32 x, x, 16; mov.b32 $r, x; }"
-                  : half + "{ .reg .b16 h; cvt.u16.u32 h, x; cvt.f32.f16 $r, h; } }";
+    const std::string text = is_bfloat ? half + "shl.b32 x, x, 16; mov.b32 $r, x; }"
+                                       : half + "{ .reg .b16 h; cvt.u16.u32 h, x; cvt.f32.f16 $r, h; } }";
     return ops.ptx.read(Halide::Float(32), text, {constant_index / 2, constant_index % 2 * 16, token});
   }
   // Scales what is there by `decay`, a factor a row, and adds the weighted values.

@@ -34,10 +34,12 @@ TensorTiles tensor_tiles(bool hopper, int head_dim, TensorScores scores) {
 
 TensorTiles tensor_float_tiles(bool hopper, int head_dim, TensorScores scores) {
   if (hopper) {
-    // Of small heads two blocks of threads fit, one of which multiplies while the other one computes weights (D 64,
-    // S 512: 74 against 66 TFLOP/s on an H100); of others one with all of the shared memory.
+    // Of small heads two blocks of threads fit, one of which multiplies while the other one computes weights
+    // (D 64, S 512: 74 against 66 TFLOP/s on an H100); of others one with all of the shared memory.
     const bool is_small = head_dim <= 64;
-    const int keys = scores == TensorScores::dense && !is_small ? 32 : 64;
+    // What would spill registers with 64 keys.
+    const bool has_few = scores == TensorScores::dense || (scores == TensorScores::table && head_dim < 128);
+    const int keys = has_few && !is_small ? 32 : 64;
     return {head_dim, keys, is_small ? 1 : 2, 1, 1, false, false, false, true, is_small ? 2 : 1};
   }
   // Splitting an operand takes as long as multiplying it by 16 rows, so small heads have 32 rows a warp; of
@@ -81,7 +83,9 @@ std::string infeasible_tiles(bool hopper, const TensorTiles &t) {
 
   constexpr int kRegisters = 65536, kMostOfThread = 255, kOthers = 24;
   const int shared_registers = kRegisters / (128 * t.groups() * t.blocks_per_sm);
-  const int of_copy = t.warpgroups > 3 ? 112 : t.warpgroups > 2 ? 160 : 240;  // see RegisterShares in lowering/hopper.cpp
+  const int of_copy = t.warpgroups > 3   ? 112
+                      : t.warpgroups > 2 ? 160
+                                         : 240;  // see RegisterShares in lowering/hopper.cpp
   const int budget = t.copy_warpgroup ? of_copy : std::min(shared_registers, kMostOfThread);
   const int queries = !hopper && !t.shared_queries ? t.row_tiles * t.head_dim / 4 : 0;
   const int weights = t.overlap ? t.scores() / 2 : 0;

@@ -31,8 +31,8 @@ struct TensorFuncs {
   } vars;
 };
 
-// Terms that are compiled in: none, a tabulated bias, a dense one, the same in tiles of 16 bits, all but branches,
-// all.
+// Terms that are compiled in: none, a tabulated bias, a dense one, the same in tiles of 16 bits, all but
+// branches, all.
 enum class TensorScores { plain, table, dense, dense_tiles, full, branches };
 
 // For Hopper, or for the cards since Ampere.

@@ -204,7 +204,8 @@ TEST(Attend, DenseBiasOfTheQueriesType) {
   uint64_t seed = 5400;
   for (DType type : {DType::bf16, DType::f16}) {
     for (int64_t head_dim : {40, 128}) {
-      for (const std::array<bool, 2> &shared : {std::array<bool, 2>{}, {true, false}, {false, true}, {true, true}}) {
+      for (const std::array<bool, 2> &shared :
+           {std::array<bool, 2>{}, {true, false}, {false, true}, {true, true}}) {
         for (Causal causal : {Causal::none, Causal::bottom_right}) {
           CaseSpec s;
           s.seed = ++seed;

@@ -58,8 +58,9 @@ Driver fake_driver() {
     asked.streams.insert(stream);
     return asked.launch_result;
   };
-  d.TensorMapEncodeTiled = [](void *, int, unsigned, void *, const uint64_t *, const uint64_t *, const unsigned *,
-                              const unsigned *, int, int, int, int) -> Result { return kSuccess; };
+  d.TensorMapEncodeTiled = [](void *, int, unsigned, void *, const uint64_t *, const uint64_t *,
+                              const unsigned *, const unsigned *, int, int, int,
+                              int) -> Result { return kSuccess; };
   d.LaunchKernelEx = [](const LaunchConfig *config, Function function, void **arguments,
                         void **extra) -> Result {
     EXPECT_EQ(config->num_attributes, 1u);

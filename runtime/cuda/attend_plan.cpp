@@ -1,6 +1,7 @@
 #include "runtime/cuda/attend_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "runtime/cuda/targets.h"
@@ -24,6 +25,12 @@ constexpr int64_t kMostChunkQueries = int64_t{1} << 19;
 constexpr int64_t kKeyTile = 32;  // kernels read key biases and offsets in these
 constexpr int64_t kTensorPad =
     256;  // tiles of kernels for tensor cores read so far beyond both ends of a table
+
+// Kernels with few terms take scores to be no larger than 1e9: beyond, rounding one is more than any
+// exponent.
+constexpr float kMostSpecialScale = 1e4f;
+// Of those for plain scores, which compare products before they are scaled.
+bool has_plain_scale(float scale) { return scale > 0 && scale <= kMostSpecialScale; }
 
 class Finder : public KernelFinder {
  public:
@@ -93,7 +100,7 @@ class Finder : public KernelFinder {
   // Lengths are fine: it looks at nothing behind them.
   const Kernel *look_for_tensor_decode(KernelQuery query, bool tabulated, const Alignment &alignment) const {
     if (!alignment.tiles || masked() || !args_.dense_bias.empty() || tabulated || query.branches.size > 0 ||
-        problem_.scale <= 0 || weights_need_lse()) {
+        !has_plain_scale(problem_.scale) || weights_need_lse()) {
       return nullptr;
     }
     query.kind = "decode_plain";
@@ -111,9 +118,8 @@ class Finder : public KernelFinder {
     const bool dense = !args_.dense_bias.empty(), branches = query.branches.size > 0;
     const char *special = nullptr, *in_tiles = nullptr;
     if (!masked() && !branches) {
-      // Unscaled products are compared, which a scale must not turn around.
-      if (!dense && !tabulated && problem_.scale > 0) special = "prefill_plain";
-      if (!dense && tabulated) special = "prefill_offsets";
+      if (!dense && !tabulated && has_plain_scale(problem_.scale)) special = "prefill_plain";
+      if (!dense && tabulated && std::abs(problem_.scale) <= kMostSpecialScale) special = "prefill_offsets";
       if (dense && !tabulated) special = "prefill_dense";
       if (dense && !tabulated && alignment.dense) in_tiles = "prefill_dense_16";
     }
