@@ -72,6 +72,23 @@ TEST_F(CudaRuntime, ReadsABiasOfTheQueriesTypeAsItIs) {
   }
 }
 
+// A few queries of many batches and heads are no decoding: no keys are split, and nothing is merged.
+TEST_F(CudaRuntime, ShortSequencesInLargeBatchesAreOneKernel) {
+  for (const DType type : {DType::bf16, DType::f32}) {
+    const Tensor x(type, {128, 6, 15, 64});
+    const Tensor result(type, {128, 6, 15, 64});
+    args.query = args.key = args.value = x.view(), args.out = result.view();
+    for (const int64_t batch : {128, 2}) {
+      asked = Asked();
+      asked.capability = 90;
+      for (TensorView *view : {&args.query, &args.key, &args.value}) *view = x.view().slice(0, 0, batch);
+      args.out = result.view().slice(0, 0, batch);
+      attend(args, stream);
+      EXPECT_EQ(asked.launches, batch == 128 ? 1 : 2) << name_of(type);
+    }
+  }
+}
+
 // Where card and driver can, decoding starts while the kernel before it ends, and so does its merge.
 TEST_F(CudaRuntime, DecodingStartsEarlyWhereItCan) {
   args.query = query.view().slice(2, 0, 1), args.out = out.view().slice(2, 0, 1);
