@@ -23,7 +23,10 @@ def _rows_of_last_run(path, machine):
             except ValueError:
                 continue
             if record.get("kind") == "run":
-                rows = [] if any(record.get(name) != machine[name] for name in _SAME) else [record]
+                other = [name for name in _SAME if record.get(name) != machine[name]]
+                if other:
+                    sys.exit(f"--resume: {path} holds rows of another {', '.join(other)}, which would be lost")
+                rows = [record]
             elif record.get("kind") == "row" and rows:
                 rows.append(record)
     return rows[1:]

@@ -5,7 +5,7 @@ import time
 
 _SAMPLE_SECONDS = 0.002  # a shorter call is repeated to this length
 _LONG_SECONDS = 0.02  # from here on a call is its own warm-up
-_SETTLE_SECONDS = 0.004  # libgomp's idle threads spin for longer than a millisecond
+_SETTLE_SECONDS = 0.15  # idle threads of ONNX Runtime spin for more than 20 ms
 
 
 class Samples(list):
