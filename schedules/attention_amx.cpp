@@ -46,14 +46,9 @@ void schedule_attention_amx(AttentionFuncs &f, const AttentionTiles &tiles, Pipe
   const LoopLevel per_block(f.state, f.rb.x);
 
   // On the stack, of a size that is known now: with tiles in use, every call costs their configuration.
-  const Var *const singles[] = {&block, &split, &row_block, &head, &batch};
   const auto local = [&](Func g, const LoopLevel &level) {
     g.compute_at(level).store_in(MemoryType::Stack);
-    for (const Var &arg : g.args()) {
-      for (const Var *single : singles) {
-        if (arg.name() == single->name()) g.bound_extent(arg, 1);
-      }
-    }
+    bound_to_task(f, g);
   };
   local(f.range, per_task);
   f.range.update().unroll(f.block_rows.x, 4);

@@ -90,6 +90,14 @@ TaskLevels schedule_tasks(AttentionFuncs &f, int query_block, int lanes) {
   return {LoopLevel(f.out, ob), LoopLevel(f.out, oi)};
 }
 
+void bound_to_task(const AttentionFuncs &f, Func g) {
+  for (const Var &v : g.args()) {
+    for (const Var &one : {f.vars.block, f.vars.split, f.vars.row_block, f.vars.head, f.vars.batch}) {
+      if (v.same_as(one)) g.bound_extent(v, 1);
+    }
+  }
+}
+
 void schedule_attention(AttentionFuncs &f, const Machine &machine, const AttentionTiles &tiles) {
   const auto &[x, lane, tile, row, block, split, row_block, head, batch, d] = f.vars;
   const int D = tiles.head_dim, lanes = machine.lanes, key_lanes = machine.key_lanes, rows = tiles.rows;

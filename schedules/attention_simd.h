@@ -48,6 +48,9 @@ struct TaskLevels {
   Halide::LoopLevel task, row;  // once a task; once a row of its output
 };
 TaskLevels schedule_tasks(AttentionFuncs &f, int query_block, int lanes);
+// A task, or a block of threads, has one of all of g's dimensions but rows, tiles and channels, which Halide
+// cannot see through fused or parallel loops.
+void bound_to_task(const AttentionFuncs &f, Halide::Func g);
 
 void schedule_attention(AttentionFuncs &f, const Machine &machine, const AttentionTiles &tiles);
 

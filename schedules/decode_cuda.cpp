@@ -39,15 +39,7 @@ void schedule_decode_cuda(AttentionFuncs &f, const AttentionTiles &tiles, int pe
       .gpu_blocks(split, head, batch)
       .compute_with(f.out, split);
 
-  // A block of threads has one of all but rows, which Halide cannot see through the fused loops.
-  const auto bounded_to_one = [&, block = block, split = split, row_block = row_block, head = head,
-                               batch = batch](Func g) {
-    for (const Var &v : g.args()) {
-      for (const Var &one : {block, split, row_block, head, batch}) {
-        if (v.same_as(one)) g.bound_extent(v, 1);
-      }
-    }
-  };
+  const auto bounded_to_one = [&](Func g) { bound_to_task(f, g); };
   const auto bounded = [&, row = row](Func g) {
     bounded_to_one(g);
     for (const Var &v : g.args()) {
