@@ -43,8 +43,13 @@ def _distributions(space):
     return {p.label: optuna.distributions.IntDistribution(p.low, p.high, step=p.step) for p in space.parameters}
 
 
+def _done(trial):
+    """Not one that a kill or an interruption left on its way, whose records are another trial's after it."""
+    return trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+
+
 def _measured(trial):
-    return "outcome" in trial.user_attrs
+    return _done(trial) and "outcome" in trial.user_attrs
 
 
 def count_measured(study):
@@ -67,7 +72,7 @@ def best_points(study, subject, generator, count):
 
 def import_records(study, subject, results):
     """Adds trials for the points that have records but no trial."""
-    known = {records.key(trial.params) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    known = {records.key(trial.params) for trial in study.get_trials(deepcopy=False) if _done(trial)}
     for point in results.points():
         numbers = subject.space.numbers(point)
         if records.key(numbers) in known:

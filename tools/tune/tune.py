@@ -281,6 +281,13 @@ def _show(session):
 _COMMANDS = {"run": _run, "bundle": _bundle, "collect": _collect, "plot": _plot, "show": _show}
 
 
+def _was_interrupted(error):
+    """Also where the interruption became another error on its way: Optuna's, as it let go of its lock, for one."""
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
 def main(arguments):
     args = _parse(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -290,7 +297,9 @@ def main(arguments):
     except kernels.Failed as error:
         _say(f"tune: {error}")
         return 2
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not _was_interrupted(error):
+            raise
         _say("interrupted: the same command goes on from here")
         return _INTERRUPTED
     return 0
