@@ -195,9 +195,10 @@ void KvCache::append_int8(const TensorView &key, const TensorView &value) {
         float *scale = scales.as<float>() + b * scales.view().stride(0) + h * scales.view().stride(1);
         for (int64_t t = 0; t < rows.size(2); ++t) {
           const int64_t at = length_ + t;
-          copy(rows.select(0, b).select(0, h).select(0, t),
-               MutableTensorView(numbers, DType::f32, {rows.size(3)}));
-          scale[at] = quantize_row(numbers, rows.size(3), row);
+          const TensorView from = rows.select(0, b).select(0, h).select(0, t);
+          const bool widen = type_ != DType::f32;
+          if (widen) copy(from, MutableTensorView(numbers, DType::f32, {rows.size(3)}));
+          scale[at] = quantize_row(widen ? numbers : from.as<float>(), rows.size(3), row);
           nonfinite_ |= std::isnan(scale[at]);
           for (int64_t d = 0; d < rows.size(3); ++d) to[index(at, d)] = row[d];
         }
