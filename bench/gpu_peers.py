@@ -20,27 +20,14 @@ import subprocess
 import sys
 import tempfile
 
+import gpu_report
 import machine
 import torch
+from json_lines import runs_of
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 PARTS = {"attention": "kernels", "decode": "library", "float32": "library", "layers": "library"}
 WITH_QUICK = ("attention", "decode")
-
-
-def runs_of(path):
-    """The runs that a file holds, each a list of its head, rows and ratios. A damaged line is skipped."""
-    runs = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.get("kind") == "run":
-            runs.append([])
-        if runs:
-            runs[-1].append(record)
-    return runs
 
 
 def part_of(run):
@@ -91,7 +78,7 @@ def main():
     for part in wanted:
         for record in done.get(part, ()):
             if record["kind"] == "ratio":
-                print("ratio {name} {mean:.2f} goal {goal:.2f} (lowest {lowest:.2f} of {shapes})".format(**record))
+                print(gpu_report.ratio_line(record))
     try:
         import gpu_plots
 

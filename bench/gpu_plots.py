@@ -4,10 +4,9 @@ import collections
 import json
 
 import matplotlib
+import plots
 
-matplotlib.use("Agg")
-matplotlib.rcParams["svg.fonttype"] = "none"  # text as text: a third of the size
-import matplotlib.pyplot as plt  # noqa: E402 (after the choice of a backend)
+matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text, which is smaller
 
 _OURS = ("posattn", "plain sm90a", "table sm90a", "dense sm90a")
 
@@ -37,22 +36,12 @@ def write(path):
     """PATH.svg: one panel for each kind of call."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     panels, units = _panels(rows)
-    if not panels:
-        return
-    columns = 4
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(16, 3 * lines), squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, (title, sides) in zip(axes.flat, panels.items()):
+
+    def draw(axis, panel):
+        unit, sides = panel
         for side in sorted(sides, key=lambda side: side not in _OURS):
             style = {"linewidth": 2} if side in _OURS else {"linewidth": 1, "alpha": 0.8}
             axis.plot(*zip(*sides[side]), marker=".", label=side, **style)
-        axis.set_xscale("log", base=2)
-        axis.set_ylim(bottom=0)
-        axis.set_title(title, fontsize=9)
-        axis.set_ylabel(units[title], fontsize=8)
-        axis.legend(fontsize=5)
-    figure.tight_layout()
-    figure.savefig(path.with_suffix(".svg"))
-    plt.close(figure)
+        axis.set_ylabel(unit, fontsize=8)
+
+    plots.write_panels(path, {title: (units[title], sides) for title, sides in panels.items()}, draw, True)

@@ -29,6 +29,10 @@ def driver_version():
         return ""
 
 
+def ratio_line(record):
+    return "ratio {name} {mean:.2f} goal {goal:.2f} (lowest {lowest:.2f} of {shapes})".format(**record)
+
+
 class Report:
     """Prints as it goes on; close() prints "ratio NAME x.xx goal y.yy" for each name and writes the file."""
 
@@ -58,9 +62,10 @@ class Report:
     def close(self):
         for (name, goal), values in self._ratios.items():
             mean = math.exp(sum(map(math.log, values)) / len(values))
-            self._rows.append({"kind": "ratio", "name": name, "mean": round(mean, 4), "lowest": round(min(values), 4),
-                               "shapes": len(values), "goal": goal})  # fmt: skip
-            print(f"ratio {name} {mean:.2f} goal {goal:.2f} (lowest {min(values):.2f} of {len(values)})", flush=True)
+            record = {"kind": "ratio", "name": name, "mean": round(mean, 4), "lowest": round(min(values), 4),
+                      "shapes": len(values), "goal": goal}  # fmt: skip
+            self._rows.append(record)
+            print(ratio_line(record), flush=True)
         if self._out:
             with open(self._out, "a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in self._rows)

@@ -6,6 +6,7 @@ import sys
 
 import tqdm
 
+from json_lines import runs_of
 from rows import GOALS
 
 # What must be the same for rows of an interrupted run to be kept.
@@ -13,23 +14,14 @@ _SAME = ("cpu", "cores", "posattn", "commit", "target", "versions")
 
 
 def _rows_of_last_run(path, machine):
-    """Records of the run at the end of the file, if it was of the same machine and versions. A damaged last line, as an
-    interrupted run leaves it, is skipped."""
+    """Of the run at the end of the file, which must be of the same machine and versions."""
     rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if record.get("kind") == "run":
-                other = [name for name in _SAME if record.get(name) != machine[name]]
-                if other:
-                    sys.exit(f"--resume: {path} holds rows of another {', '.join(other)}, which would be lost")
-                rows = [record]
-            elif record.get("kind") == "row" and rows:
-                rows.append(record)
-    return rows[1:]
+    for run in runs_of(path):
+        other = [name for name in _SAME if run[0].get(name) != machine[name]]
+        if other:
+            sys.exit(f"--resume: {path} holds rows of another {', '.join(other)}, which would be lost")
+        rows = [record for record in run if record.get("kind") == "row"]
+    return rows
 
 
 class Report:

@@ -9,7 +9,6 @@ import types
 import torch
 
 import layers
-import posattn_c
 from rows import Row, Work, add, in_huge_pages, short
 
 _EMBED_DIM, _HEADS, _CACHED = 1024, 16, 2048
