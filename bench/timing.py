@@ -5,7 +5,7 @@ import time
 
 _SAMPLE_SECONDS = 0.002  # a shorter call is repeated to this length
 _LONG_SECONDS = 0.02  # from here on a call is its own warm-up
-_SETTLE_SECONDS = 0.15  # idle threads of ONNX Runtime spin for more than 20 ms
+_SETTLE_SECONDS = 0.03  # idle threads of OpenMP and TBB spin for some milliseconds
 
 
 class Samples(list):
