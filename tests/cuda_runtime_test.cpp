@@ -89,7 +89,8 @@ TEST_F(CudaRuntime, ShortSequencesInLargeBatchesAreOneKernel) {
   }
 }
 
-// Decoding runs on tensor cores whatever is added to scores, as long as no mask hides keys: those may be anything.
+// Decoding runs on tensor cores whatever is added to scores, but not where keys are hidden that may be
+// anything.
 TEST_F(CudaRuntime, DecodingWithMasksRunsOnTensorCores) {
   const Tensor q(DType::bf16, {1, 8, 1, 64}), result(DType::bf16, {1, 8, 1, 64});
   const Tensor k(DType::bf16, {1, 2, 70, 64});

@@ -107,8 +107,8 @@ class Finder : public KernelFinder {
   // Weights in float32 are computed from lse, and have to come from scores that are rounded as its own were.
   bool weights_need_lse() const { return problem_.type == DType::f32 && args_.need_weights != Weights::none; }
 
-  // Lengths are fine: it looks at nothing behind them. What masks hide of the keys may be anything, which those
-  // for CUDA cores leave out.
+  // Lengths are fine: it looks at nothing behind them. Keys that a mask of keys hides may be anything, which
+  // CUDA cores leave out.
   const Kernel *look_for_tensor_decode(KernelQuery query, bool tabulated, const Alignment &alignment) const {
     if (!alignment.tiles || tabulated || has_key_bias(args_) || weights_need_lse()) return nullptr;
     const bool plain = !masked() && args_.dense_bias.empty() && query.branches.size == 0;
