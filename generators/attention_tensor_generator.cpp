@@ -498,8 +498,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       heads_of_rows.push_back(head_at(r));
     }
     const ScoreRow at_row{bounded(mux_row(i, queries_of_rows), queries),
-                          bounded(mux_row(i, heads_of_rows), heads),
-                          bounded(task_.batch, q.dim(3).extent())};
+                          bounded(mux_row(i, heads_of_rows), heads), bounded(task_.batch, q.dim(3).extent())};
     const Expr keys = keys_->dim(1).extent(), own = block * tiles_->keys + thread % 4 * 2 + column(i);
     // Blocks that are not masked lie within the keys.
     const Expr key = bounded(kind == Kind::inner ? own : min(own, keys - 1), keys);
