@@ -8,8 +8,8 @@ first checked against float64 by the rule of the library's tests. Then all sides
 medians over rounds. Every side uses several keys and values in turn, together larger than the GPU's cache. Two times of
 a call are taken: "eager", calls that the host makes one after the other, its own work included, and "graph", the same
 calls recorded in a CUDA graph; a copy counts with the shorter one. Grouped queries are given to the peers both as they
-are and as rows of one head, which spares them reading keys more than once. Last come lines "ratio NAME x.xx goal y.yy"
-with the lowest single ratio.
+are and as rows of one head, which spares them reading keys more than once. ALiBi is given to them as a mask. Last come lines
+"ratio NAME x.xx goal y.yy" with the lowest single ratio.
 """
 
 import contextlib
@@ -39,17 +39,36 @@ _BACKENDS = {
 }
 
 
-class Ours:
-    """posattn_attend_cuda of one query tensor and several keys and values."""
+def alibi(heads, length):
+    """Slopes, and the bias of a last token."""
+    slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=DEVICE) / heads)
+    return slopes, slopes[:, None, None] * torch.arange(1 - length, 1, device=DEVICE)
 
-    def __init__(self, library, query, keys, values, causal=False):
+
+class Ours:
+    """posattn_attend_cuda of one query tensor and several keys and values.
+
+    bias: "", "alibi" (the branch, for a last token), or "mask" (the tensor `added`).
+    """
+
+    def __init__(self, library, query, keys, values, bias="", added=None):
         self.out = torch.full_like(query, math.nan)
+        length = keys[0].size(2)
+        slopes, _ = alibi(query.size(1), length)
+        position = torch.full((1,), length - 1, dtype=torch.float32, device=DEVICE)
+        branch = (posattn_c.Branch * 1)()
+        branch[0].kind, branch[0].table = posattn_c.ALIBI, posattn_c.Tensor.of(slopes)
+        self.kept = (query, keys, values, added, slopes, position, branch)
         calls = []
         for key, value in zip(keys, values):
             args = library.init(posattn_c.AttendArgs(), "attend_args")
             for name, tensor in (("query", query), ("key", key), ("value", value), ("out", self.out)):
                 setattr(args, name, posattn_c.Tensor.of(tensor))
-            args.options.causal = posattn_c.CAUSAL_BOTTOM_RIGHT if causal else 0
+            if bias == "alibi":
+                args.branches, args.num_branches = branch, 1
+                args.options.q_positions = posattn_c.Tensor.of(position)
+            elif bias == "mask":
+                args.options.add_mask = posattn_c.Tensor.of(added)
             calls.append(args)
         size = ctypes.c_size_t()
         stream = torch.cuda.current_stream().cuda_stream
@@ -64,20 +83,21 @@ class Ours:
         )  # fmt: skip
 
 
-def sides(library, query, keys, values):
+def sides(library, query, keys, values, bias, added):
     """name -> (function of the index of keys and values, the backend that it needs)."""
-    ours = Ours(library, query, keys, values)
+    ours = Ours(library, query, keys, values, bias, added)
     to = torch.empty_like(keys[0])
     runs = {"posattn": (ours.run, None), "copy": (lambda i: to.copy_(keys[i]), None)}
     group = query.size(1) // keys[0].size(1)
     rows = query.view(query.size(0), -1, group, query.size(3))
+    of_rows = None if added is None else added.expand(1, query.size(1), 1, -1).reshape(1, -1, group, added.size(-1))
     for name, backend in _BACKENDS.items():
         runs[name] = (
-            lambda i: F.scaled_dot_product_attention(query, keys[i], values[i], enable_gqa=group > 1),
+            lambda i: F.scaled_dot_product_attention(query, keys[i], values[i], added, enable_gqa=group > 1),
             backend,
         )
         if group > 1:
-            runs[name + " rows"] = (lambda i: F.scaled_dot_product_attention(rows, keys[i], values[i]), backend)
+            runs[name + " rows"] = (lambda i: F.scaled_dot_product_attention(rows, keys[i], values[i], of_rows), backend)
     return ours, runs
 
 
@@ -126,12 +146,12 @@ def time_sides(runs, count, size, rounds):
     return {name: {way: statistics.median(x[1:]) for way, x in ways.items()} for name, ways in times.items()}
 
 
-def check(ours, query, key, value, what):
+def check(ours, query, key, value, added, what):
     ours.out.fill_(math.nan)
     ours.run(0)
     wait(what)
-    exact, _ = reference(query, key, value, False, None, torch.float64)
-    naive, _ = reference(query, key, value, False, None, query.dtype)
+    exact, _ = reference(query, key, value, False, added, torch.float64)
+    naive, _ = reference(query, key, value, False, added, query.dtype)
     allowed = 2 * (naive - exact).abs().max().item() + 1e-6
     share = (ours.out - exact).abs().max().item() / allowed
     if not share <= 1:
@@ -140,7 +160,7 @@ def check(ours, query, key, value, what):
 
 
 def jobs(quick):
-    """(type, D, batch, query heads, key heads, keys)"""
+    """(type, D, batch, query heads, key heads, keys, bias)"""
     lengths = (1024, 16384, 131072) if quick else (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
     for dtype in (torch.bfloat16, torch.float32) if quick else (torch.bfloat16, torch.float16, torch.float32):
         for dim in (128, 64):
@@ -151,11 +171,15 @@ def jobs(quick):
                     if dtype == torch.float16 and (heads != 32 or dim != 128):
                         continue
                     if heads * keys * dim * dtype.itemsize <= 32 * 131072 * 256:
-                        yield dtype, dim, 1, heads, heads, keys
+                        yield dtype, dim, 1, heads, heads, keys, ""
         for keys in (1024, 16384, 131072):
             for batch, heads, kv_heads in ((1, 32, 8), (4, 32, 8), (1, 64, 8)):
                 if batch * keys <= 131072:
-                    yield dtype, 128, batch, heads, kv_heads, keys
+                    yield dtype, 128, batch, heads, kv_heads, keys, ""
+            for bias in ("alibi", "mask") if dtype != torch.float16 else ():
+                for heads, kv_heads in ((32, 32), (64, 8)):
+                    if heads != 32 or keys != 131072:
+                        yield dtype, 128, 1, heads, kv_heads, keys, bias
 
 
 def main():
@@ -169,7 +193,7 @@ def main():
     torch.manual_seed(0)
     begin = time.monotonic()
     with torch.cuda.stream(torch.cuda.Stream()), torch.no_grad():
-        for dtype, dim, batch, heads, kv_heads, length in jobs(options.quick):
+        for dtype, dim, batch, heads, kv_heads, length, bias in jobs(options.quick):
             if time.monotonic() - begin > options.seconds:
                 print("out of time")
                 break
@@ -178,10 +202,16 @@ def main():
             new = lambda: torch.randn(batch, kv_heads, length, dim, device=DEVICE).to(dtype)
             keys, values = [new() for _ in range(count)], [new() for _ in range(count)]
             query = torch.randn(batch, heads, 1, dim, device=DEVICE).to(dtype)
-            ours, runs = sides(library, query, keys, values)
+            added = None
+            if bias == "alibi":
+                added = alibi(heads, length)[1][None].to(dtype)
+            elif bias == "mask":
+                added = torch.randn(batch, 1, 1, length, device=DEVICE).to(dtype)
+            ours, runs = sides(library, query, keys, values, bias, added)
             name = str(dtype).split(".")[1]
-            what = f"{name} D {dim} B {batch} H {heads}/{kv_heads} keys {length}"
-            share = check(ours, query, keys[0], values[0], what)
+            what = f"{name} D {dim} B {batch} H {heads}/{kv_heads} keys {length}" + (bias and f" {bias}")
+            exact = alibi(heads, length)[1][None] if bias == "alibi" else added
+            share = check(ours, query, keys[0], values[0], exact, what)
             times = time_sides(runs, count, size, options.rounds)
             best = {way: min((t[way], n) for n, t in times.items() if n not in ("posattn", "copy"))
                     for way in ("eager", "graph")}  # fmt: skip
@@ -190,16 +220,16 @@ def main():
                 f"{what}: eager {mine['eager']:.1f} us, best peer {best['eager'][1]} {best['eager'][0]:.1f}; "
                 f"graph {mine['graph']:.1f}, {best['graph'][1]} {best['graph'][0]:.1f}, copy {copy:.1f}; "
                 f"of copy {copy / mine['graph']:.2f}",
-                type=name, D=dim, B=batch, H=heads, kv_heads=kv_heads, keys=length, bytes=size,
+                type=name, D=dim, B=batch, H=heads, kv_heads=kv_heads, keys=length, bias=bias, bytes=size,
                 error_of_allowed=share, us=times,
             )  # fmt: skip
-            grouped = " grouped" if heads != kv_heads else ""
+            grouped = (bias and f" {bias}") + (" grouped" if heads != kv_heads else "")
             if length >= _LONG:
                 report.ratio(f"{name}{grouped} of copy", 0.85, copy / mine["graph"])
             else:
                 for way in ("eager", "graph"):
                     report.ratio(f"{name}{grouped} below {_LONG} keys, {way}", 1.2, best[way][0] / mine[way])
-            del ours, runs, keys, values
+            del ours, runs, keys, values, added, exact
     report.close()
 
 

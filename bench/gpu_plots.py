@@ -22,7 +22,7 @@ def _panels(rows):
             for side, rate in row["tflops"].items():
                 panels[title][side].append((row["S"], rate))
         elif "keys" in row and "us" in row:
-            title = f"decode {row['type']} D {row['D']} B {row['B']} H {row['H']}/{row['kv_heads']}"
+            title = f"decode {row['type']} D {row['D']} B {row['B']} H {row['H']}/{row['kv_heads']} {row['bias']}".strip()
             units[title] = "GB/s"
             for side, times in row["us"].items():
                 panels[title][side].append((row["keys"], row["bytes"] / times["graph"] / 1e3))

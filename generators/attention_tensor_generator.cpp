@@ -440,6 +440,10 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
            thread % 32 / 4 + r % 2 * 8;
   }
   Expr query_at(int r) const { return decode ? query_of_row(min(row_at(r), rows() - 1)) : row_at(r); }
+  Expr head_at(int r) const {
+    if (!decode) return task_.head;
+    return task_.head * row_heads + min(row_at(r), rows() - 1) - query_at(r) * row_heads;
+  }
   Expr row_of(const Expr &element) const { return element / (tiles_->keys / 2) * 2 + element / 2 % 2; }
   Expr column(const Expr &element) const { return element % (tiles_->keys / 2) / 4 * 8 + element % 2; }
   Expr mux_row(const Expr &element, const std::vector<Expr> &of_rows) const {
@@ -487,11 +491,14 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
   // stage they would keep Halide from bounding the loop over blocks.)
   Func with_terms(Func logit, const std::string &suffix, const Expr &block, Kind kind,
                   schedules::TensorBlockFuncs &funcs) {
-    std::vector<Expr> rows;
-    rows.reserve(static_cast<size_t>(tiles_->thread_rows()));
-    for (int r = 0; r < tiles_->thread_rows(); r++) rows.push_back(min(row_at(r), q.dim(1).extent() - 1));
-    const ScoreRow at_row{bounded(mux_row(i, rows), q.dim(1).extent()),
-                          bounded(task_.head, q.dim(2).extent()), bounded(task_.batch, q.dim(3).extent())};
+    const Expr queries = q.dim(1).extent(), heads = q.dim(2).extent();
+    std::vector<Expr> queries_of_rows, heads_of_rows;
+    for (int r = 0; r < tiles_->thread_rows(); r++) {
+      queries_of_rows.push_back(min(query_at(r), queries - 1));
+      heads_of_rows.push_back(head_at(r));
+    }
+    const ScoreRow at_row{bounded(mux_row(i, queries_of_rows), queries),
+                          bounded(mux_row(i, heads_of_rows), heads), bounded(task_.batch, q.dim(3).extent())};
     const Expr keys = keys_->dim(1).extent(), own = block * tiles_->keys + thread % 4 * 2 + column(i);
     // Blocks that are not masked lie within the keys.
     const Expr key = bounded(kind == Kind::inner ? own : min(own, keys - 1), keys);

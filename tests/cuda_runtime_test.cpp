@@ -89,6 +89,25 @@ TEST_F(CudaRuntime, ShortSequencesInLargeBatchesAreOneKernel) {
   }
 }
 
+// Decoding runs on tensor cores whatever is added to scores, but not where keys are hidden that may be
+// anything.
+TEST_F(CudaRuntime, DecodingWithMasksRunsOnTensorCores) {
+  const Tensor q(DType::bf16, {1, 8, 1, 64}), result(DType::bf16, {1, 8, 1, 64});
+  const Tensor k(DType::bf16, {1, 2, 70, 64});
+  const Tensor mask(DType::f32, {70}), hidden(DType::boolean, {1, 70});
+  args.query = q.view(), args.key = args.value = k.view(), args.out = result.view();
+  const auto largest_shared = [&] {
+    asked = Asked();
+    attend(args, stream);
+    return asked.largest_shared;
+  };
+  const int64_t plain = largest_shared();
+  args.add_mask = mask.view();
+  EXPECT_EQ(largest_shared(), plain);
+  args.key_block_mask = hidden.view();
+  EXPECT_LT(largest_shared(), plain);
+}
+
 // Where card and driver can, decoding starts while the kernel before it ends, and so does its merge.
 TEST_F(CudaRuntime, DecodingStartsEarlyWhereItCan) {
   args.query = query.view().slice(2, 0, 1), args.out = out.view().slice(2, 0, 1);

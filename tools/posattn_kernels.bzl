@@ -94,6 +94,7 @@ _KINDS = {
         cuda = {"key_form": "words"},
         head_dim = True,
         params = {"decode": "true"},
+        tensor = {"compiled_terms": "all", "decode": "true"},
     ),
     # The same over a cache of 8-bit integers, for queries of any type: see KvCache. Only where asked for.
     "prefill_i8": _kind(
@@ -165,7 +166,7 @@ def _has_kernels(kind, type, target):
         if kind == "prefill_dense_16" and (type == "f32" or target == "sm80"):
             return False
         # Those of float32 are for calls that do not need every term.
-        return _KINDS[kind].tensor != None and not (type == "f32" and kind == "prefill")
+        return _KINDS[kind].tensor != None and not (type == "f32" and kind in ["prefill", "decode"])
     return _KINDS[kind].cuda != None if target in CUDA_TARGETS else _KINDS[kind].cpu
 
 def _has_head_dim(kind, type, target, head_dim):

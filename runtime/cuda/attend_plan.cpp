@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 
 #include "runtime/cuda/targets.h"
 
@@ -106,18 +107,13 @@ class Finder : public KernelFinder {
   // Weights in float32 are computed from lse, and have to come from scores that are rounded as its own were.
   bool weights_need_lse() const { return problem_.type == DType::f32 && args_.need_weights != Weights::none; }
 
-  // Lengths are fine: it looks at nothing behind them.
+  // Lengths are fine: it looks at nothing behind them. Keys that a mask of keys hides may be anything, which
+  // CUDA cores leave out.
   const Kernel *look_for_tensor_decode(KernelQuery query, bool tabulated, const Alignment &alignment) const {
-    if (!alignment.tiles || masked() || !args_.dense_bias.empty() || tabulated || query.branches.size > 0 ||
-        !has_plain_scale(problem_.scale) || weights_need_lse()) {
-      return nullptr;
-    }
-    query.kind = "decode_plain";
-    for (int i = 0; i < targets_.size; ++i) {
-      query.target = targets_.targets[i];
-      if (const Kernel *kernel = find_kernel(query)) return kernel;
-    }
-    return nullptr;
+    if (!alignment.tiles || tabulated || has_key_bias(args_) || weights_need_lse()) return nullptr;
+    const bool plain = !masked() && args_.dense_bias.empty() && query.branches.size == 0;
+    const char *special = plain && has_plain_scale(problem_.scale) ? "decode_plain" : nullptr;
+    return look_for_tensor({special, "decode"}, query, alignment);
   }
 
   // The kernel with the fewest terms compiled in that does what is asked for.
@@ -132,10 +128,16 @@ class Finder : public KernelFinder {
       if (dense && !tabulated) special = "prefill_dense";
       if (dense && !tabulated && alignment.dense) in_tiles = "prefill_dense_16";
     }
+    return look_for_tensor({in_tiles, special, "prefill"}, query, alignment);
+  }
+
+  // Of the best target that has one of these kinds, the first of them. Kinds may be null.
+  const Kernel *look_for_tensor(std::initializer_list<const char *> kinds, KernelQuery &query,
+                                const Alignment &alignment) const {
     for (int i = 0; i < targets_.size; ++i) {
       query.target = targets_.targets[i];
       if (!is_tensor(query.target)) continue;
-      for (const char *kind : {in_tiles, special, "prefill"}) {
+      for (const char *kind : kinds) {
         query.kind = kind;
         const Kernel *kernel = kind ? find_kernel(query) : nullptr;
         if (kernel && (alignment.maps || kernel->find("q_map") < 0)) return kernel;

@@ -91,6 +91,7 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
     constexpr int64_t kAligned = 8;
     spec.layout = spec.out_layout = Layout::bhtd;
     for (int64_t *dim : {&spec.head_dim, &spec.value_dim}) *dim = (*dim + kAligned - 1) / kAligned * kAligned;
+    if (is_decode(kernel)) spec.key_keep = spec.key_block = spec.key_add = false;
   }
 
   // A few queries with many keys are decoding, with the keys in parts; many queries are prefill.
