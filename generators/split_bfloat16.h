@@ -36,8 +36,8 @@ struct SplitFloat {
 };
 
 // Which parts of both factors are multiplied, the smallest products first: tensor cores cut sums off at the
-// sum's own last bit, and small products lose nothing to a sum that is small yet. What is left out, the products
-// of the second and third parts and of the third ones, is 2^-23 of the whole at most.
+// sum's own last bit, and small products lose nothing to a sum that is small yet. What is left out, the
+// products of the second and third parts and of the third ones, is 2^-23 of the whole at most.
 constexpr int kSplitProducts = 6;
 constexpr int kSplitInputParts[kSplitProducts] = {2, 0, 1, 1, 0, 0};
 

@@ -34,10 +34,14 @@ Columns as_one_matrix(const Columns &c) {
   return {1, c.batches * c.count, step, 0};
 }
 
-// Largest power of two, up to 256, that the address is a multiple of.
-uint32_t alignment_of(const void *data) {
-  const uintptr_t bits = reinterpret_cast<uintptr_t>(data) | 256;
+// Largest power of two, up to 256, that the address is a multiple of, and those of what is `step` bytes on.
+uint32_t alignment_of(const void *data, int64_t step = 0) {
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(step) | 256;
   return static_cast<uint32_t>(bits & (~bits + 1));
+}
+// Of every batch's first number.
+uint32_t alignment_of(const TensorView &view, const Columns &c) {
+  return alignment_of(view.data(), c.batches > 1 ? c.batch_step * size_of(view.dtype()) : 0);
 }
 
 // As many pieces of `total` as pieces of `most` would be, but of the same size, nearly.
@@ -213,7 +217,7 @@ void CudaLinear::multiply(const Product &product, const TensorView &x, const Mut
   if (is_one_matrix(from) && is_one_matrix(to)) from = as_one_matrix(from), to = as_one_matrix(to);
   const bool is_last = !product.is_split() || product.group + 1 == form_->groups;
   // One plan serves every group.
-  const uint32_t x_alignment = product.is_split() ? SplitForm::kAlignment : alignment_of(x.data());
+  const uint32_t x_alignment = product.is_split() ? SplitForm::kAlignment : alignment_of(x, from);
   const Key key{from,
                 to,
                 product.begin,
@@ -221,7 +225,7 @@ void CudaLinear::multiply(const Product &product, const TensorView &x, const Mut
                 product.is_split(),
                 biased_ && is_last,
                 x_alignment,
-                alignment_of(y.data()),
+                alignment_of(y, to),
                 &scope.context()};
   const std::shared_ptr<const Plan> plan = plan_for(key, scope);
   const float one = 1, added = product.group > 0 ? 1 : 0;

@@ -73,8 +73,8 @@ TEST(SplitRows, AreExactAndWhereTheirPartnersAre) {
     }
     const Tensor split = split_weight(weight.view(), form);
     for (int64_t row = 0; row < kBatches * kTokens; row++) {
-      const uint16_t *const a = words.data() + row * form.width(),
-                     *const b = split.as<uint16_t>() + row * form.width();
+      const uint16_t *const a = words.data() + row * form.width(), *const b = split.as<uint16_t>() +
+                                                                              row * form.width();
       for (int64_t i = 0; i < form.groups * form.group; i++) {
         const int64_t at = i / form.group * form.summed() + i % form.group;
         const auto product = [&](const uint16_t *of, int p) { return of[at + p * form.group]; };
@@ -134,8 +134,8 @@ TEST(SplitKeeps, WeightsOfAnyOrdinarySize) {
   // What is tiny beside others of its row does not matter.
   numbers[5] = 1, numbers[6] = 1e-40f, numbers[7] = -1e19f;
   EXPECT_TRUE(split_keeps(weight.view()));
-  for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(),
-                          -1e20f, 3e38f}) {
+  for (const float bad :
+       {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(), -1e20f, 3e38f}) {
     numbers[8] = bad;
     EXPECT_FALSE(split_keeps(weight.view())) << bad;
   }
