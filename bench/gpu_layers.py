@@ -7,8 +7,8 @@ needs a GPU, its driver, cuBLASLt and PyTorch with Triton. The peer is symm_lear
 installed, and otherwise the same layer (three projections, interleaved rotation, scaled_dot_product_attention, output
 projection). Every layer is first checked against float64. Then ours and the peers' calls take turns in rounds, each timed by
 CUDA events over a few calls in a row; numbers are medians over rounds. "graph" is the same call replayed from a CUDA graph
-(for PyTorch, mode "reduce-overhead" of torch.compile). float32 is float32 on both sides, without tf32. Last come lines
-"ratio NAME x.xx goal y.yy" with the best peer's time over ours.
+(for PyTorch, mode "reduce-overhead" of torch.compile). PyTorch's float32 is without tf32, and ours may err by twice as much
+as that. Last come lines "ratio NAME x.xx goal y.yy" with the best peer's time over ours.
 """
 
 import copy

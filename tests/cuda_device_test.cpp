@@ -2,12 +2,15 @@
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
+#include <limits>
 #include <thread>
 
 #include "runtime/cuda/attend.h"
 #include "runtime/cuda/context.h"
 #include "runtime/cuda/layers.h"
+#include "runtime/cuda/linear.h"
 #include "runtime/error.h"
 #include "runtime/layers/layers.h"
 #include "runtime/layers/multi_head_attention.h"
@@ -157,14 +160,19 @@ TEST_F(OnDevice, ErrorsLeaveACacheAsItWas) {
 
 // A captured call is one of the same numbers, again and again, on what its tensors hold by then.
 TEST_F(OnDevice, GraphsRecordLayers) {
-  for (const DType type : {DType::f32, DType::bf16}) {
-    const RandomLayer weights(1, 256, 0, type);
+  // 300 tokens of 400 channels in float32 are multiplied on tensor cores, in two groups of features.
+  const struct {
+    DType type;
+    int64_t tokens, channels;
+  } cases[] = {{DType::f32, 100, 256}, {DType::bf16, 100, 256}, {DType::f32, 150, 400}};
+  for (const auto &[type, tokens, channels] : cases) {
+    const RandomLayer weights(1, channels, 0, type);
     PositionSet positions;
     positions.add_rope(64).add_alibi(4);
     const AttentionLayer layer(weights.weights, options(4), positions);
     Random random(2);
-    const Tensor first = random_tensor(random, type, {2, 100, 256}),
-                 second = random_tensor(random, type, {2, 100, 256});
+    const Tensor first = random_tensor(random, type, {2, tokens, channels}),
+                 second = random_tensor(random, type, {2, tokens, channels});
     const CudaTensor x(first.view(), {}), out(first.view(), {});
     const CudaStream stream = make_stream();
     ForwardArgs args;
@@ -367,6 +375,69 @@ TEST_F(OnDevice, StridedStreams) {
     const Tensor result = download(out);
     for (int64_t i = 0; i < 2 * 10 * 96; ++i)
       ASSERT_NEAR(result.as<float>()[i], expected.out.as<float>()[i], 2e-5f);
+  }
+}
+
+// Products of float32 on tensor cores: for any steps, and what is not finite comes out as plain float32 has
+// it.
+TEST_F(OnDevice, SplitProducts) {
+  constexpr int64_t kIn = 405, kOut = 390, kBatch = 3, kTokens = 111;
+  Random random(6);
+  Tensor weight = random_tensor(random, DType::f32, {kOut, kIn}, 0.05);
+  const Tensor bias = random_tensor(random, DType::f32, {kOut}),
+               x = random_tensor(random, DType::f32, {kBatch, kTokens, kIn + 3});
+  for (int64_t o = 3; o < kOut; o += 4) bias.as<float>()[o] = 0;  // tiny results are seen
+  const float infinity = std::numeric_limits<float>::infinity();
+  // Numbers with no second and third part, whose products with an infinity would be NaN, and zeros.
+  float *const w = weight.as<float>();
+  for (int64_t o = 0; o < kOut; ++o) w[o * kIn + 7] = o % 3 == 0 ? 0.5f : o % 3 == 1 ? -0.75f : 0.f;
+  const auto row = [&](int64_t t) { return x.as<float>() + t * (kIn + 3); };
+  row(0)[7] = infinity, row(1)[7] = -infinity, row(2)[8] = infinity;
+  row(3)[100] = std::numeric_limits<float>::quiet_NaN();
+  row(4)[7] = infinity, row(4)[9] = -infinity;
+  row(5)[404] = std::numeric_limits<float>::max();
+  row(6)[404] = -3.4e38f;
+  for (int64_t i = 0; i < kIn; ++i) row(7)[i] *= 1e-30f, row(8)[i] *= 1e30f;
+
+  const cuda::CudaLinear map({{weight.view(), bias.view()}}, DType::f32, {});
+  const bool is_split = map.split_size(kBatch * kTokens, 0, kOut) > 0;
+  const int capability = scope->context().capability();
+  EXPECT_EQ(is_split, capability == 80 || capability == 90 || capability == 100 || capability == 103);
+  const CudaTensor in(x.view(), {});
+  const CudaMemory workspace(cuda::CudaLinear::kWorkspace, {});
+  const CudaMemory split(static_cast<size_t>(map.split_size(kBatch * kTokens, 0, kOut)) + 1, {});
+  // Outputs of all tokens at the same distance, and with more of it between batches.
+  for (const int64_t gap : {0, 5}) {
+    const int64_t step = kOut + 2, batch_step = kTokens * step + gap, shape[] = {kBatch, kTokens, kOut},
+                  strides[] = {batch_step, step, 1};
+    const Tensor before = random_tensor(random, DType::f32, {kBatch * batch_step});
+    const CudaTensor memory(before.view(), {});
+    const MutableTensorView y(memory.view().data(), DType::f32, 3, shape, strides);
+    map.forward(in.view().slice(2, 0, kIn), y, 0, kOut, *scope, workspace.data(), split.data());
+    const Tensor after = download(memory);
+    for (int64_t t = 0; t < kBatch * kTokens; ++t) {
+      const int64_t first = t / kTokens * batch_step + t % kTokens * step;
+      for (int64_t o = 0; o < kOut; ++o) {
+        double exact = 0, size = std::abs(bias.as<float>()[o]);
+        float plain = 0;
+        for (int64_t i = 0; i < kIn; ++i) {
+          exact += double{row(t)[i]} * w[o * kIn + i];
+          size += std::abs(double{row(t)[i]} * w[o * kIn + i]);
+          plain += row(t)[i] * w[o * kIn + i];
+        }
+        exact += bias.as<float>()[o], plain += bias.as<float>()[o];
+        const float result = after.as<float>()[first + o];
+        if (std::isfinite(plain)) {
+          ASSERT_NEAR(result, exact, size * 1e-6) << "token " << t << " feature " << o;
+        } else if (std::isnan(plain)) {
+          ASSERT_TRUE(std::isnan(result)) << "token " << t << " feature " << o << ": " << result;
+        } else {
+          ASSERT_EQ(result, plain) << "token " << t << " feature " << o;
+        }
+      }
+      for (int64_t o = kOut; o < step; ++o)
+        ASSERT_EQ(after.as<float>()[first + o], before.as<float>()[first + o]);
+    }
   }
 }
 

@@ -159,6 +159,149 @@ TEST_F(CudaLayers, SaysWhatAProductFailedOf) {
   EXPECT_EQ(error_of([&] { layer.forward_into(args, outputs); }), "none");
 }
 
+// Layers of many tokens in float32, whose tensors are nowhere: nothing reads them.
+class SplitProducts : public CudaLayers {
+ protected:
+  // 400 channels are two groups of 208, 1200 output features of query, key and value.
+  static constexpr int64_t kWide = 400, kSummed = 6 * 208, kWidth = 2 * kSummed;
+
+  SplitProducts() : wide(2, kWide) { options.num_heads = 4; }
+
+  static MutableTensorView nowhere(int64_t batch, int64_t tokens, int64_t token_step = kWide,
+                                   int64_t batch_step = 0) {
+    const int64_t shape[] = {batch, tokens, kWide};
+    const int64_t strides[] = {batch_step ? batch_step : tokens * token_step, token_step, 1};
+    return MutableTensorView(reinterpret_cast<void *>(uintptr_t{1} << 40), DType::f32, 3, shape, strides);
+  }
+  // What cuBLASLt is asked for, in a workspace of just the size that the layer asks for.
+  std::vector<AskedProduct> products(const PositionalAttentionBase &layer, const TensorView &in,
+                                     const MutableTensorView &to) {
+    args.query = args.key = args.value = in;
+    outputs.out = to;
+    call.workspace_size = layer.workspace_size(args);
+    call.workspace = reinterpret_cast<void *>(uintptr_t{1} << 44);
+    asked.multiplied.clear();
+    asked.launches = 0;
+    layer.forward_into(args, outputs);
+    return asked.multiplied;
+  }
+  bool in_workspace(const char *begin, int64_t bytes) const {
+    const char *const first = static_cast<const char *>(call.workspace);
+    return begin >= first && begin + bytes <= first + call.workspace_size;
+  }
+
+  RandomLayer wide;
+};
+
+TEST_F(SplitProducts, AddGroupsOfFeatures) {
+  const PlainAttention layer(wide.weights, options);
+  constexpr int64_t kTokens = 2 * 150;
+  const auto made = products(layer, nowhere(2, 150), nowhere(2, 150));
+  ASSERT_EQ(made.size(), 4u);
+  EXPECT_EQ(asked.launches, 2 + 1);  // two inputs are split
+  EXPECT_EQ(asked.allocations, 0);
+  for (size_t i = 0; i < made.size(); i++) {
+    SCOPED_TRACE(i);
+    const AskedProduct &p = made[i], &first = made[i - i % 2];
+    const bool is_last = i % 2 == 1;
+    EXPECT_EQ(p.type, cuda::kBlasBFloat16);
+    EXPECT_EQ(p.summed, kSummed);
+    EXPECT_EQ(p.out, i < 2 ? 3 * kWide : kWide);
+    EXPECT_EQ(p.tokens, kTokens);
+    EXPECT_EQ(p.batches, 1);
+    EXPECT_EQ(p.weight_step, kWidth);
+    EXPECT_EQ(p.x_step, kWidth);
+    EXPECT_EQ(p.y_step, p.out);
+    EXPECT_EQ(p.added, is_last ? 1.f : 0.f);
+    EXPECT_EQ(p.bias != nullptr, is_last);
+    EXPECT_EQ(p.y, first.y);
+    EXPECT_EQ(p.x - first.x, is_last ? 2 * kSummed : 0);
+    EXPECT_EQ(p.weight - first.weight, is_last ? 2 * kSummed : 0);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(p.x) % 64, 0u);
+    // One piece of memory serves both, apart from what products write and attention reads.
+    EXPECT_EQ(first.x, made[0].x);
+    EXPECT_TRUE(in_workspace(first.x, kTokens * kWidth * 2));
+    EXPECT_TRUE(made[0].y + kTokens * 3 * kWide * 4 <= first.x ||
+                made[0].y >= first.x + kTokens * kWidth * 2);
+    EXPECT_TRUE(i >= 2 || in_workspace(p.y, kTokens * 3 * kWide * 4));
+  }
+  // What a weight's rows hold where the first products read them: the largest parts, then the smallest.
+  const auto *const rows = reinterpret_cast<const uint16_t *>(made[0].weight);
+  for (const int64_t i : {0, 207, 208, 399}) {
+    const float number = wide.tensors[2].as<float>()[7 * kWide + i];  // of a key's row
+    const auto *const at = rows + (kWide + 7) * kWidth + i / 208 * kSummed + i % 208;
+    float sum = 0;
+    for (const int part : {1, 2, 0}) sum += bf16_to_float(at[part * 208]);
+    EXPECT_EQ(sum, number) << i;
+  }
+}
+
+TEST_F(SplitProducts, OnlyWhereTheyPay) {
+  const auto types = [&](const PositionalAttentionBase &layer, int64_t tokens) {
+    std::set<int> seen;
+    for (const AskedProduct &p : products(layer, nowhere(1, tokens), nowhere(1, tokens))) seen.insert(p.type);
+    return seen;
+  };
+  const std::set<int> plain = {cuda::kBlasFloat32}, split = {cuda::kBlasBFloat16};
+  const PlainAttention layer(wide.weights, options);
+  EXPECT_EQ(types(layer, 1), plain);
+  EXPECT_EQ(types(layer, 255), plain);
+  EXPECT_EQ(types(layer, 256), split);
+  asked.capability = 86;
+  EXPECT_EQ(types(PlainAttention(wide.weights, options), 1000), plain);
+  asked.capability = 90;
+  EXPECT_EQ(types(PlainAttention(wide.weights, options), 1000), split);
+  // A row of weights that bfloat16's parts cannot hold.
+  float *const row = wide.tensors[6].as<float>() + 5 * kWide;
+  for (int64_t i = 0; i < kWide; i++) row[i] *= 1e-30f;
+  const auto both = types(PlainAttention(wide.weights, options), 1000);
+  EXPECT_EQ(both, (std::set<int>{cuda::kBlasFloat32, cuda::kBlasBFloat16}));
+}
+
+TEST_F(SplitProducts, OfTensorsOfAnySteps) {
+  const PlainAttention layer(wide.weights, options);
+  // Batches of the output that are apart: a product for each, of what was split together.
+  const auto made = products(layer, nowhere(3, 100, 407), nowhere(3, 100, kWide, 50000));
+  ASSERT_EQ(made.size(), 4u);
+  EXPECT_EQ(made[0].batches, 1);
+  EXPECT_EQ(made[0].tokens, 300);
+  EXPECT_EQ(made[2].batches, 3);
+  EXPECT_EQ(made[2].tokens, 100);
+  EXPECT_EQ(made[2].y_batch_step, 50000);
+  // More than a kernel's offsets reach: a few tokens at a time.
+  const auto far = products(layer, nowhere(1, 300, int64_t{1} << 27), nowhere(1, 300));
+  int64_t tokens = 0;
+  for (const AskedProduct &p : far) {
+    EXPECT_EQ(p.x_step, kWidth);
+    if (p.out == 3 * kWide && p.added == 0) {
+      EXPECT_EQ(p.y - far[0].y, tokens * 3 * kWide * 4);
+      EXPECT_LE(p.tokens, 16);
+      tokens += p.tokens;
+    }
+  }
+  EXPECT_EQ(tokens, 300);
+}
+
+TEST_F(SplitProducts, OfMoreTokensTakeNoMoreMemoryThanOfMany) {
+  const PlainAttention layer(wide.weights, options);
+  const auto size_of_call = [&](int64_t tokens) {
+    args.query = args.key = args.value = nowhere(1, tokens);
+    return static_cast<int64_t>(layer.workspace_size(args));
+  };
+  // Beside what is split there are query, key, value and their mix, and attention's own memory.
+  const int64_t row = 4 * kWide * 4;
+  EXPECT_GE(size_of_call(40000) - size_of_call(30000), 10000 * (row + kWidth * 2));
+  EXPECT_LT(size_of_call(110000) - size_of_call(100000), 10000 * (row + kWidth));
+  const auto made = products(layer, nowhere(1, 100000), nowhere(1, 100000));
+  ASSERT_EQ(made.size(), 2u * 2 * 2);  // two blocks of tokens, two groups, twice
+  int64_t tokens = 0;
+  for (const AskedProduct &p : made) {
+    EXPECT_TRUE(in_workspace(p.x, ((p.tokens - 1) * kWidth + kSummed) * 2));
+    tokens += p.tokens;
+  }
+  EXPECT_EQ(tokens, 4 * 100000);
+}
+
 TEST_F(CudaLayers, EveryKindOfLayerOfTensorsOnTheHost) {
   Random random(3);
   const Tensor table = random_tensor(random, DType::f32, {40, kE});

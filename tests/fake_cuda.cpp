@@ -14,6 +14,36 @@ namespace {
 
 Context context() { return reinterpret_cast<Context>(uintptr_t{64}); }
 
+struct FakeDesc {
+  const void *bias = nullptr;
+  bool has_epilogue = false;
+};
+struct FakeLayout {
+  int type;
+  int64_t rows, columns, step;
+  int32_t batches = 1;
+  int64_t batch_step = 0;
+};
+FakeDesc &of(BlasDesc desc) { return *reinterpret_cast<FakeDesc *>(desc); }
+FakeLayout &of(BlasLayout layout) { return *reinterpret_cast<FakeLayout *>(layout); }
+
+void remember_product(BlasDesc desc, const void *a, BlasLayout weight, const void *b, BlasLayout x,
+                      float added, const void *c, void *d, BlasLayout y) {
+  EXPECT_EQ(c, d);
+  EXPECT_EQ(of(desc).has_epilogue, of(desc).bias != nullptr);
+  EXPECT_EQ(of(weight).type, of(x).type);
+  EXPECT_EQ(of(weight).rows, of(x).rows);
+  EXPECT_EQ(of(weight).columns, of(y).rows);
+  EXPECT_EQ(of(x).columns, of(y).columns);
+  EXPECT_EQ(of(x).batches, of(y).batches);
+  EXPECT_EQ(of(weight).batches, of(x).batches);
+  EXPECT_EQ(of(weight).batch_step, 0);
+  const auto address = [](const void *data) { return static_cast<const char *>(data); };
+  asked.multiplied.push_back({of(x).type, of(x).rows, of(y).rows, of(y).columns, of(y).batches,
+                              of(weight).step, of(x).step, of(y).step, of(y).batch_step, added, of(desc).bias,
+                              address(a), address(b), address(d)});
+}
+
 }  // namespace
 
 Driver fake_driver() {
@@ -114,16 +144,26 @@ Blas fake_blas() {
   b.MatmulDescCreate = [](BlasDesc *desc, int compute, int scale) -> BlasStatus {
     EXPECT_EQ(compute, kComputeFloat32);
     EXPECT_EQ(scale, kBlasFloat32);
-    return *desc = reinterpret_cast<BlasDesc>(uintptr_t{64}), 0;
+    return *desc = reinterpret_cast<BlasDesc>(new FakeDesc), 0;
   };
-  b.MatmulDescDestroy = [](BlasDesc) -> BlasStatus { return 0; };
-  b.MatmulDescSetAttribute = [](BlasDesc, int, const void *, size_t) -> BlasStatus { return 0; };
-  b.MatrixLayoutCreate = [](BlasLayout *layout, int, uint64_t rows, uint64_t, int64_t ld) -> BlasStatus {
+  b.MatmulDescDestroy = [](BlasDesc desc) -> BlasStatus { return delete &of(desc), 0; };
+  b.MatmulDescSetAttribute = [](BlasDesc desc, int attribute, const void *value, size_t) -> BlasStatus {
+    if (attribute == kDescEpilogue) of(desc).has_epilogue = true;
+    if (attribute == kDescBiasPointer) of(desc).bias = *static_cast<const void *const *>(value);
+    return 0;
+  };
+  b.MatrixLayoutCreate = [](BlasLayout *layout, int type, uint64_t rows, uint64_t columns,
+                            int64_t ld) -> BlasStatus {
     EXPECT_GE(ld, static_cast<int64_t>(rows));
-    return *layout = reinterpret_cast<BlasLayout>(uintptr_t{64}), 0;
+    const auto count = [](uint64_t size) { return static_cast<int64_t>(size); };
+    return *layout = reinterpret_cast<BlasLayout>(new FakeLayout{type, count(rows), count(columns), ld}), 0;
   };
-  b.MatrixLayoutDestroy = [](BlasLayout) -> BlasStatus { return 0; };
-  b.MatrixLayoutSetAttribute = [](BlasLayout, int, const void *, size_t) -> BlasStatus { return 0; };
+  b.MatrixLayoutDestroy = [](BlasLayout layout) -> BlasStatus { return delete &of(layout), 0; };
+  b.MatrixLayoutSetAttribute = [](BlasLayout layout, int attribute, const void *value, size_t) -> BlasStatus {
+    if (attribute == kLayoutBatches) of(layout).batches = *static_cast<const int32_t *>(value);
+    if (attribute == kLayoutBatchStride) of(layout).batch_step = *static_cast<const int64_t *>(value);
+    return 0;
+  };
   b.MatmulPreferenceCreate = [](BlasPreference *preference) -> BlasStatus {
     return *preference = reinterpret_cast<BlasPreference>(uintptr_t{64}), 0;
   };
@@ -132,11 +172,13 @@ Blas fake_blas() {
   b.MatmulAlgoGetHeuristic = [](BlasHandle, BlasDesc, BlasLayout, BlasLayout, BlasLayout, BlasLayout,
                                 BlasPreference, int, BlasHeuristic *,
                                 int *found) -> BlasStatus { return *found = 1, 0; };
-  b.Matmul = [](BlasHandle, BlasDesc, const void *, const void *, BlasLayout, const void *, BlasLayout,
-                const void *, const void *, BlasLayout, void *, BlasLayout, const BlasAlgo *, void *, size_t,
-                Stream stream) -> BlasStatus {
+  b.Matmul = [](BlasHandle, BlasDesc desc, const void *, const void *weight, BlasLayout weight_layout,
+                const void *x, BlasLayout x_layout, const void *added, const void *c, BlasLayout, void *y,
+                BlasLayout y_layout, const BlasAlgo *, void *, size_t, Stream stream) -> BlasStatus {
     ++asked.products;
     asked.streams.insert(stream);
+    remember_product(desc, weight, weight_layout, x, x_layout, *static_cast<const float *>(added), c, y,
+                     y_layout);
     return asked.blas_result;
   };
   return b;

@@ -5,11 +5,22 @@
 #include <gtest/gtest.h>
 
 #include <set>
+#include <vector>
 
 #include "runtime/cuda/blas.h"
 #include "runtime/cuda/driver.h"
 
 namespace posattn::oracle {
+
+// A product y = x W^T as cuBLASLt was asked for it; steps in elements.
+struct AskedProduct {
+  int type;  // of x and W
+  int64_t summed, out, tokens, batches;
+  int64_t weight_step, x_step, y_step, y_batch_step;
+  float added;  // times y
+  const void *bias;
+  const char *weight, *x, *y;
+};
 
 struct Asked {
   // early_launches: those of all launches that may start while the kernel before them runs.
@@ -19,6 +30,7 @@ struct Asked {
   cuda::Result launch_result = cuda::kSuccess;
   cuda::BlasStatus blas_result = 0;
   std::set<cuda::Stream> streams;
+  std::vector<AskedProduct> multiplied;
 };
 extern Asked asked;
 

@@ -149,6 +149,8 @@ _KINDS = {
     "table_rows": _kind("streams", cpu = False, cuda = {}, generator = "table_rows", types = ["f32"]),
     "waves": _kind("streams", cpu = False, cuda = {}, generator = "waves", types = ["f32"]),
     "activation": _kind("streams", cpu = False, cuda = {}, generator = "activation", types = ["f32"]),
+    # What float32 layers multiply on tensor cores.
+    "split_rows": _kind("split", cpu = False, cuda = {}, generator = "split_rows", types = ["f32"]),
     "extra_factors": _kind("extra_keys", cpu = False, cuda = {}, generator = "extra_factors"),
     "extra_out": _kind("extra_keys", cpu = False, cuda = {}, generator = "extra_out"),
     "extra_weights": _kind("extra_keys", cpu = False, cuda = {}, generator = "extra_weights"),

@@ -57,7 +57,8 @@ void check_blas(BlasStatus status, const char *what);
 void set_blas_for_testing(const Blas *blas);
 
 // Constants of cublasLt.h, cublas_api.h and library_types.h.
-constexpr int kComputeFloat32 = 68;  // CUBLAS_COMPUTE_32F: float32 stays float32, without tf32
+// CUBLAS_COMPUTE_32F: float32 stays float32, without tf32, and products of others are summed in it.
+constexpr int kComputeFloat32 = 68;
 constexpr int kBlasFloat32 = 0, kBlasFloat16 = 2, kBlasBFloat16 = 14;
 constexpr int kTransposed = 1;
 constexpr int kDescTransposeA = 3, kDescEpilogue = 7, kDescBiasPointer = 8;

@@ -77,8 +77,10 @@ TensorView CudaEncoder::encode(const TokenArgs &tokens, int64_t batch, int64_t c
   for (size_t i = 0; i < maps_.size(); ++i) {
     const int64_t out = maps_[i].out_features();
     const MutableTensorView next = steps.take(DType::f32, {batches, count, out});
+    const MutableTensorView split =
+        steps.take(DType::boolean, {maps_[i].split_size(batches * count, 0, out)});
     if (launch && any) {
-      maps_[i].forward(rows, next, 0, out, scope, blas_workspace);
+      maps_[i].forward(rows, next, 0, out, scope, blas_workspace, split.data());
       const bool last = i + 1 == maps_.size();
       const TensorView mask = last ? tokens.mask : TensorView();
       KernelCall call(simt_kernel("activation"), *launch);

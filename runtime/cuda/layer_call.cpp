@@ -112,13 +112,19 @@ void CudaSteps::project(int first, int last, const TensorView &x, const TensorVi
     }
     in = sum;
   }
-  if (!runs_) return;
   const LayerMemory::PartOfMap &begin = weights_.parts[first], &end = weights_.parts[last - 1];
-  weights_.in[static_cast<size_t>(begin.map)].forward(in, y, begin.begin, end.end, scope_, blas_workspace_);
+  multiply(weights_.in[static_cast<size_t>(begin.map)], begin.begin, end.end, in, y);
 }
 
 void CudaSteps::project_out(const TensorView &x, const MutableTensorView &y) {
-  if (runs_) weights_.out->forward(x, y, 0, weights_.out->out_features(), scope_, blas_workspace_);
+  multiply(*weights_.out, 0, weights_.out->out_features(), x, y);
+}
+
+void CudaSteps::multiply(const CudaLinear &map, int64_t begin, int64_t end, const TensorView &x,
+                         const MutableTensorView &y) {
+  const int64_t size = map.split_size(x.size(0) * x.size(1), begin, end);
+  if (size > split_size_) split_ = workspace_.take_bytes(split_size_ = size);
+  if (runs_) map.forward(x, y, begin, end, scope_, blas_workspace_, split_);
 }
 
 void CudaSteps::rotate(const TensorView &x, const TokenArgs &tokens, const MutableTensorView &y) {

@@ -35,6 +35,9 @@ class CudaSteps : public LayerSteps {
 
  private:
   TensorView spread_out(const TensorView &x);
+  // y = x W^T + b of a map's output features [begin, end).
+  void multiply(const CudaLinear &map, int64_t begin, int64_t end, const TensorView &x,
+                const MutableTensorView &y);
 
   const PlacedLayer &layer_;
   const LayerMemory &weights_;
@@ -44,6 +47,9 @@ class CudaSteps : public LayerSteps {
   Workspace workspace_;
   Launch launch_;
   void *blas_workspace_;
+  // What products split their inputs into, one after the other.
+  void *split_ = nullptr;
+  int64_t split_size_ = 0;
 };
 
 }  // namespace posattn::cuda
