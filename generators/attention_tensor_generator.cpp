@@ -507,7 +507,13 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
       if (is_dense && std::string(term.name) != "dense") continue;
       const Expr before = logit(at(i, step)), after = term.apply(before, key);
       Func next("with_" + std::string(term.name) + suffix);
-      if (is_dense || Internal::is_const_one(term.condition)) {
+      if (decode) {
+        // Rows of up to 8 heads of a group are the first half of a tile; the others' terms are not computed.
+        const Expr is_half = rows() <= 8, is_upper = row_of(i) == 1;
+        next(fragment_vars()) = select(term.condition && !(is_half && is_upper), after, before);
+        next.specialize(term.condition && is_half).unroll(i);
+        next.specialize(term.condition).unroll(i);
+      } else if (is_dense || Internal::is_const_one(term.condition)) {
         next(fragment_vars()) = after;
       } else {
         next(fragment_vars()) = select(term.condition, after, before);

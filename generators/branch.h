@@ -38,6 +38,8 @@ struct BranchInput {
 
 struct Branch {
   std::string name;
+  // One that the branch's own expression need not read: Int(32) NAME_used, 1 where the branch is asked for. A
+  // kernel skips the branch otherwise.
   std::vector<BranchInput> inputs;
   // The new logit. Tokens without a position never get here: the kernel keeps their logit as it is.
   std::function<Halide::Expr(const Score &, const BranchTables &)> logit;

@@ -38,6 +38,14 @@ class BranchArguments {
     }
   }
 
+  // Whether a call asks for the branch.
+  Halide::Expr is_used(const std::string &branch) const {
+    for (const auto &[name, read] : readers_) {
+      if (name == branch + "_used") return read({}) != 0;
+    }
+    return Halide::Internal::const_true();
+  }
+
   // For the branch's expression, once the generator has its inputs.
   BranchTables tables() const {
     BranchTables in;

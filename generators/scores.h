@@ -266,7 +266,7 @@ class ScoreGenerator : public Halide::Generator<T> {
     all.push_back({"softcap", softcap > 0.f,
                    [this](const Expr &s, const Expr &) { return softcap * tanh_(s / softcap); }});
     for (const std::string &name : split_branches(branches)) {
-      all.push_back({"branch", Expr(true), [=](const Expr &s, const Expr &key) {
+      all.push_back({"branch", branch_arguments_.is_used(name), [=](const Expr &s, const Expr &key) {
                        return with_branch(find_branch(name), s, key, at);
                      }});
     }

@@ -154,6 +154,9 @@ class Attend {
         call.set(item.name, item.f);
       }
     }
+    for (const NeutralBranch &neutral : kNeutralBranches) {
+      if (problem_.branches.has(neutral.name)) call.set(neutral.used, 1);
+    }
   }
 
   KernelBuffer of_tokens(const void *data, DType type, int64_t tokens, int64_t stride, bool per_batch) const {
@@ -352,9 +355,9 @@ class Attend {
       bind_branches(call);
     }
     call.set("offsets", offsets);
-    for (const char *neutral : kNeutralBranches) {
-      if (plan_.kernels.tabulated || !problem_.branches.has(neutral)) {
-        call.set_to_zero(neutral, plan_.zeros, plan_.num_zeros);
+    for (const NeutralBranch &neutral : kNeutralBranches) {
+      if (plan_.kernels.tabulated || !problem_.branches.has(neutral.name)) {
+        call.set_to_zero(neutral.name, plan_.zeros, plan_.num_zeros);
       }
     }
   }

@@ -72,8 +72,8 @@ uint64_t branch_bits(Index &index, const char *set) {
       bit = static_cast<int>(index.branch_names.size());
       if (bit == 64) fail("kernels: more than 64 branches are linked");
       index.branch_names.emplace_back(name);
-      for (const char *neutral : kNeutralBranches) {
-        if (name == neutral) index.neutral |= uint64_t{1} << bit;
+      for (const NeutralBranch &neutral : kNeutralBranches) {
+        if (name == neutral.name) index.neutral |= uint64_t{1} << bit;
       }
     }
     bits |= uint64_t{1} << bit;

@@ -8,9 +8,13 @@
 
 namespace posattn {
 
-// Branches that change nothing when all of their inputs are zero: a kernel that has them serves calls that do
-// not ask for them.
-constexpr const char *kNeutralBranches[] = {"alibi", "relative", "t5"};
+// Branches that kernels skip where the second of these, an input, is 0: one that has them serves calls that
+// do not ask for them.
+struct NeutralBranch {
+  const char *name, *used;
+};
+constexpr NeutralBranch kNeutralBranches[] = {
+    {"alibi", "alibi_used"}, {"relative", "relative_used"}, {"t5", "t5_used"}};
 
 // "alibi+relative": sorted, without repetition.
 struct BranchSet {

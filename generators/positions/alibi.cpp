@@ -5,7 +5,7 @@ namespace posattn {
 
 static const RegisterBranch alibi({
     "alibi",
-    {{"alibi_slopes", Halide::Float(32), 1}},
+    {{"alibi_slopes", Halide::Float(32), 1}, {"alibi_used", Halide::Int(32), 0}},
     [](const Score &s, const BranchTables &in) {
       return s.logit - in("alibi_slopes", {s.head}) * Halide::abs(s.q_position - s.k_position);
     },

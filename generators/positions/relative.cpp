@@ -12,7 +12,8 @@ static const RegisterBranch relative({
     {{"relative_table", Halide::Float(32), 2},   // (offset + max_distance, head)
      {"relative_per_head", Halide::Int(32), 0},  // 0: all heads read row 0
      {"relative_max_distance", Halide::Int(32), 0},
-     {"relative_sign", Halide::Float(32), 0}},
+     {"relative_sign", Halide::Float(32), 0},
+     {"relative_used", Halide::Int(32), 0}},
     [](const Score &s, const BranchTables &in) {
       const Expr max_distance = in("relative_max_distance");
       // Clamped as a float first: an offset beyond the integers would be undefined when converted.

@@ -13,7 +13,8 @@ static const RegisterBranch t5({
      {"t5_bucket", Halide::Int(32), 1},   // of a distance in [0, max_distance]
      {"t5_max_distance", Halide::Int(32), 0},
      // Buckets of keys after the query start here; 0 in the causal form, where they all count as distance 0.
-     {"t5_future_offset", Halide::Int(32), 0}},
+     {"t5_future_offset", Halide::Int(32), 0},
+     {"t5_used", Halide::Int(32), 0}},
     [](const Score &s, const BranchTables &in) {
       const Expr limit = Halide::cast<float>(in("t5_max_distance"));
       const Expr offset = Halide::cast<int>(Halide::clamp(s.k_position - s.q_position, -limit, limit));

@@ -223,6 +223,9 @@ class Attend {
         call.set(item.name, item.f);
       }
     }
+    for (const NeutralBranch &neutral : kNeutralBranches) {
+      if (problem_.branches.has(neutral.name)) call.set(neutral.used, 1);
+    }
   }
 
   KernelBuffer rotated(const Rotated &at, int64_t tokens, int64_t heads) const {
@@ -408,9 +411,9 @@ class Attend {
     call.set("has_offsets", plan_.kernels.tabulated).set("offsets", all.offsets);
     call.set("offset_zero", number(plan_.offsets_front + shape_.queries - 1 - first_query));
     if (!plan_.kernels.tabulated) bind_branches(call);
-    for (const char *neutral : kNeutralBranches) {
-      if (plan_.kernels.tabulated || !problem_.branches.has(neutral)) {
-        call.set_to_zero(neutral, plan_.zeros, plan_.num_zeros);
+    for (const NeutralBranch &neutral : kNeutralBranches) {
+      if (plan_.kernels.tabulated || !problem_.branches.has(neutral.name)) {
+        call.set_to_zero(neutral.name, plan_.zeros, plan_.num_zeros);
       }
     }
   }
@@ -472,7 +475,8 @@ class Attend {
     KernelCall call(*plan_.kernels.attention, launch_);
     const int64_t bytes = shape_.batch * shape_.kv_heads * shape_.keys *
                           (shape_.head_dim + shape_.value_dim) * size_of(problem_.type);
-    start_early(*plan_.kernels.attention, call, bytes <= kMostBytesToStartEarly);
+    // Only keys and values are waited for in the kernel, not what masks and branches read.
+    start_early(*plan_.kernels.attention, call, plan_.kernels.plain && bytes <= kMostBytesToStartEarly);
     bind_scores(call, all, first_query, plan_.row_heads);
     const auto joined = [](const KernelBuffer &b) {
       const int last = b.dimensions - 1;

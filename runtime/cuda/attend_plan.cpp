@@ -14,8 +14,9 @@ constexpr int64_t kMostTensorDecodeRows = 16;
 // Keys are split until there are about so many blocks of threads, which are warps: ten for every
 // multiprocessor of a large GPU. A fixed number, so that results do not depend on the GPU's size.
 constexpr int64_t kDecodeBlocks = 1320;
-// On tensor cores, where a warp has several loads under way all the time.
-constexpr int64_t kTensorDecodeBlocks = 528;
+// On tensor cores, where a warp has several loads under way all the time. With masks and branches it has to
+// compute most of the time: then as many as fit.
+constexpr int64_t kTensorDecodeBlocks = 528, kTensorTermsBlocks = 792;
 constexpr int64_t kDecodeKeyBlock = 32;
 constexpr int64_t kMostSplits = 1024;  // the merge kernel's
 // Elements of masks that are converted at a time, and the fewest queries for which that is worth a call.
@@ -49,6 +50,7 @@ class Finder : public KernelFinder {
       out.attention = look_for_tensor_decode(query, tabulated, alignment);
       if (out.attention) find_merge(out);
       out.tensor = out.decode;
+      out.plain = out.decode && std::strcmp(out.attention->info->kind, "decode_plain") == 0;
       if (!out.decode && rows == 1) {
         query.kind = "decode_row";
         find_decode(query, out);
@@ -239,7 +241,9 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
   plan.row_heads = kernels.decode ? problem.group : 1;
   const int64_t block = kernels.attention->estimate("split_blocks", 0, kDecodeKeyBlock);
   const int64_t blocks = ceil_div(shape.keys, block);
-  const int64_t most_blocks = kernels.tensor ? kTensorDecodeBlocks : kDecodeBlocks;
+  const int64_t most_blocks = !kernels.tensor ? kDecodeBlocks
+                              : kernels.plain ? kTensorDecodeBlocks
+                                              : kTensorTermsBlocks;
   const int64_t wanted =
       kernels.decode ? std::clamp<int64_t>(most_blocks / (B * Hkv), 1, std::min(blocks, kMostSplits)) : 1;
   plan.split_blocks = ceil_div(blocks, wanted);

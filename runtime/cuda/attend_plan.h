@@ -11,6 +11,7 @@ namespace posattn::cuda {
 
 struct Kernels : CommonKernels {
   bool tensor = false;            // `attention` runs on tensor cores; with decode, too
+  bool plain = false;             // of tensor and decode: nothing is added to the scores
   bool rotates_together = false;  // keys are heads behind the queries, of the same positions
   const Kernel *rotation = nullptr, *positions = nullptr;
   const Kernel *key_mask = nullptr, *float_mask = nullptr, *keep_mask = nullptr;
