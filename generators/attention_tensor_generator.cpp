@@ -115,6 +115,7 @@ class AttentionTensor : public ScoreGenerator<AttentionTensor>, public PtxKernel
     for (int i = 0; i < 3; i++) lse.dim(i).set_min(0);
     lse.dim(0).set_stride(Expr());
     tanh_ = [&ops](const Expr &x) { return ops.tanh(x); };
+    at_least_ = [&ops](const Expr &x, float least) { return ops.at_least(x, least); };
     blocks.set_estimate(t.blocks_per_sm);
     offsets.dim(0).set_min(0), offsets.dim(1).set_min(0);
     for (int i = 0; i < 4; i++) dense_bias.dim(i).set_min(0);

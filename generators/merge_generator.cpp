@@ -71,14 +71,14 @@ class Merge : public Generator<Merge>, public PtxKernel {
     return select(is_minus_infinity(split_lse), otherwise, value);
   }
   Expr exp_nonpositive_of(const Expr &x) const {
-    return has_card() ? ops_.exp2(x * kLog2E) : exp2_nonpositive(x * kLog2E);
+    return has_card() ? ops_.exp2(x * kLog2E) : exp_nonpositive(x, get_target());
   }
   Expr larger(const Expr &a, const Expr &b) const { return has_card() ? ops_.max(a, b) : max(a, b); }
   Expr weight_of(const Expr &split_lse, const Expr &reference) const {
     return visible(split_lse, exp_nonpositive_of(split_lse - reference), 0.f);
   }
-  static Expr lse_of(const Expr &maximum, const Expr &sum) {
-    const Expr merged = reinterpret<uint32_t>(maximum + log(sum));
+  Expr lse_of(const Expr &maximum, const Expr &sum) const {
+    const Expr merged = reinterpret<uint32_t>(maximum + log_positive(sum, get_target()));
     return reinterpret<float>(select(is_zero(sum), Expr(kMinusInfinityBits), merged));
   }
   Expr stored_out(const Expr &sum, const Expr &weights) const {

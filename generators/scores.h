@@ -275,9 +275,9 @@ class ScoreGenerator : public Halide::Generator<T> {
           {"offsets", has_offsets, [=](const Expr &s, const Expr &key) { return s + offset_bias(key, at); }});
     }
     // What is hidden stays hidden. Sums of finite terms stay visible, as only -infinity hides.
-    const auto biased = [](const Expr &s, const Expr &bias) {
+    const auto biased = [this](const Expr &s, const Expr &bias) {
       return select(s < kLowestVisible || is_minus_infinity(bias), kHidden,
-                    max(s + max(bias, kLowestVisible), kLowestVisible));
+                    at_least_(s + at_least_(bias, kLowestVisible), kLowestVisible));
     };
     const auto in_mask = [at](const auto &mask, const Expr &key) {
       return mask(min(likely(key), mask.dim(0).extent() - 1), at.query, at.head, at.batch);
@@ -295,7 +295,13 @@ class ScoreGenerator : public Halide::Generator<T> {
   }
 
   // For softcaps, where a machine has a better one.
-  std::function<Expr(const Expr &)> tanh_ = tanh_accurate;
+  std::function<Expr(const Expr &)> tanh_ = [this](const Expr &x) {
+    return tanh_accurate(x, this->get_target());
+  };
+  // Of scores and what is added to them. A CPU's maximum may drop a NaN.
+  std::function<Expr(const Expr &, float)> at_least_ = [this](const Expr &x, float least) -> Expr {
+    return this->get_target().has_gpu_feature() ? at_least(x, least) : Halide::max(x, least);
+  };
 
   std::vector<RDom> passes_;  // of the updates of the score, in order
 

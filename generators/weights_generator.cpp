@@ -1,6 +1,5 @@
-// The weights themselves, for callers who ask for them: the scores once more, normalised by their sum, which
-// a kernel of plain keys takes from attention's logarithm of it. The only kernel whose output grows with
-// queries times keys.
+// The weights themselves, for callers who ask for them: the scores once more, normalised by their sum. The
+// only kernel whose output grows with queries times keys.
 #include "generators/scores.h"
 #include "generators/storage.h"
 #include "schedules/tuning_space.h"
@@ -21,7 +20,12 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
   void configure() {
     declare_inputs();
     out.set_type(type);
-    if (!is_packed()) lse_ = add_input<Buffer<>>("lse", Float(32), 3);  // (query, head, batch)
+    if (is_packed()) return;
+    // What a GPU's kernels hand on, in memory of the caller's. Of each head's rows, the maximum and the sum
+    // over a part of the keys: (maximum or sum, part, query, head, batch); over all of them, that and the
+    // sum's inverse: (maximum or inverse, query, head, batch).
+    parts_ = add_output<Buffer<>>("parts", Float(32), 5);
+    whole_ = add_output<Buffer<>>("whole", Float(32), 4);
   }
 
   void generate() {
@@ -60,36 +64,22 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
         product(lane, tiles, row, block, row_block, head, batch) * scale;
     add_passes(score, tiling, tiles_in_block, tiles_in_block);
 
-    // By lanes, each with a maximum of its own, over all keys; then across lanes.
-    all_keys = RDom(0, tiling.tiles, 0, (all_tiles + tiling.tiles - 1) / tiling.tiles, "all_keys");
-    all_keys.where(all_keys.y * tiling.tiles + all_keys.x < all_tiles);
-    lane_state(lane, row, head, batch) = Tuple(kMaximumStart, 0.f);
-    {
-      const Expr maximum = lane_state(lane, row, head, batch)[0], sum = lane_state(lane, row, head, batch)[1];
-      const Expr s = score(lane, all_keys.x, row, all_keys.y, row / query_block, head, batch);
-      const Expr decay = exp_nonpositive(select(s > maximum, maximum - s, s - maximum));
-      lane_state(lane, row, head, batch) =
-          Tuple(max(maximum, s),
-                select(s > maximum, sum * decay + 1.f, sum + select(s < kLowestVisible, 0.f, decay)));
+    if (is_packed()) {
+      sum_by_lanes(tiling, all_tiles);
+    } else {
+      sum_by_parts(tiling);
     }
-    all_lanes = RDom(0, tiling.lanes, "all_lanes");
-    row_maximum(row, head, batch) = kMaximumStart;
-    row_maximum(row, head, batch) =
-        max(row_maximum(row, head, batch), lane_state(all_lanes, row, head, batch)[0]);
-    row_sum(row, head, batch) = 0.f;
-    row_sum(row, head, batch) +=
-        lane_state(all_lanes, row, head, batch)[1] *
-        exp_nonpositive(lane_state(all_lanes, row, head, batch)[0] - row_maximum(row, head, batch));
     const auto weight = [&](const Expr &h) {
+      if (!is_packed()) {
+        // What rounding leaves above the maximum is not.
+        const Expr exponent = -at_least((*whole_)(0, row, h, batch) - score_of(row, key, h), 0.f);
+        return exp_nonpositive(exponent, get_target()) * (*whole_)(1, row, h, batch);
+      }
       const Expr in_block = key % tiling.keys();
       const Expr s = score(in_block % tiling.lanes, in_block / tiling.lanes, row, key / tiling.keys(),
                            row / query_block, h, batch);
-      if (!is_packed()) {
-        const Expr row_lse = (*lse_)(query_of(row), h, batch);
-        return select(is_minus_infinity(row_lse), 0.f, exp_nonpositive(min(s - row_lse, 0.f)));
-      }
       const Expr sum = row_sum(row, h, batch);
-      return select(sum == 0.f, 0.f, exp_nonpositive(s - row_maximum(row, h, batch)) / sum);
+      return select(sum == 0.f, 0.f, exp_nonpositive(s - row_maximum(row, h, batch), get_target()) / sum);
     };
     rh = RDom(0, mean_of, "rh");
     mean(key, row, head, batch) = 0.f;
@@ -98,7 +88,9 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
         store_float(type, mean(key, row, head, batch) / cast<float>(mean_of), get_target());
 
     for (int i = 0; i < 4; i++) out.dim(i).set_min(0);
-    for (int i = 0; i < (lse_ ? 3 : 0); i++) lse_->dim(i).set_min(0);
+    for (auto *state : {parts_, whole_}) {
+      for (int i = 0; state && i < state->dimensions(); i++) state->dim(i).set_min(0);
+    }
     declare_layout(tiling);
   }
 
@@ -144,21 +136,135 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
 
  private:
   static constexpr int kKeyBlock = 256, kQueryBlock = 8;
+  // Of a GPU's block of threads, and the keys of a part.
+  static constexpr int kThreads = 64, kPartKeys = 512;
 
-  // A thread has one key of one row, and loops over heads for their mean.
+  // One more score of a softmax, whose state is a maximum and a sum.
+  Tuple with_score(const FuncRef &state, const Expr &s) const {
+    const Expr maximum = state[0], sum = state[1];
+    const Expr decay = exp_nonpositive(select(s > maximum, maximum - s, s - maximum), get_target());
+    return Tuple(max(maximum, s),
+                 select(s > maximum, sum * decay + 1.f, sum + select(s < kLowestVisible, 0.f, decay)));
+  }
+
+  // By lanes, each with a maximum of its own, over all keys; then across lanes.
+  void sum_by_lanes(const KeyTiling &tiling, const Expr &all_tiles) {
+    all_keys = RDom(0, tiling.tiles, 0, (all_tiles + tiling.tiles - 1) / tiling.tiles, "all_keys");
+    all_keys.where(all_keys.y * tiling.tiles + all_keys.x < all_tiles);
+    lane_state(lane, row, head, batch) = Tuple(kMaximumStart, 0.f);
+    lane_state(lane, row, head, batch) =
+        with_score(lane_state(lane, row, head, batch),
+                   score(lane, all_keys.x, row, all_keys.y, row / query_block, head, batch));
+    all_lanes = RDom(0, tiling.lanes, "all_lanes");
+    row_maximum(row, head, batch) = kMaximumStart;
+    row_maximum(row, head, batch) =
+        max(row_maximum(row, head, batch), lane_state(all_lanes, row, head, batch)[0]);
+    row_sum(row, head, batch) = 0.f;
+    row_sum(row, head, batch) +=
+        lane_state(all_lanes, row, head, batch)[1] *
+        exp_nonpositive(lane_state(all_lanes, row, head, batch)[0] - row_maximum(row, head, batch),
+                        get_target());
+  }
+
+  // Of a single key, the last one where there are no more.
+  Expr score_of(const Expr &at_row, const Expr &at_key, const Expr &at_head) {
+    return score(0, 0, at_row, min(at_key, keys_->dim(1).extent() - 1), at_row / query_block, at_head, batch);
+  }
+
+  // By threads, each over some keys of a part; then over the threads of a part, and over the parts.
+  // Attention's lse would not do in their place: under a mask of -1e9 it is rounded by more than an exponent.
+  void sum_by_parts(const KeyTiling &tiling) {
+    const Expr keys = num_keys(tiling);
+    split_blocks.set_estimate(kPartKeys);  // for the caller, who counts the parts
+    own_keys = RDom(0, kPartKeys / kThreads, "own_keys");
+    const Expr own_key = part * kPartKeys + own_keys * kThreads + thread;
+    own_keys.where(own_key < keys);
+    thread_state(thread, row, part, head, batch) = Tuple(kMaximumStart, 0.f);
+    thread_state(thread, row, part, head, batch) =
+        with_score(thread_state(thread, row, part, head, batch), score_of(row, own_key, head));
+    all_threads = RDom(0, kThreads, "all_threads");
+    const FuncRef one = thread_state(all_threads, row, part, head, batch);
+    part_maximum(row, part, head, batch) = kMaximumStart;
+    part_maximum(row, part, head, batch) = max(part_maximum(row, part, head, batch), one[0]);
+    part_sum(row, part, head, batch) = 0.f;
+    part_sum(row, part, head, batch) +=
+        one[1] * exp_nonpositive(one[0] - part_maximum(row, part, head, batch), get_target());
+    (*parts_)(which, part, row, head, batch) =
+        select(which == 0, part_maximum(row, part, head, batch), part_sum(row, part, head, batch));
+
+    all_parts = RDom(0, (keys + kPartKeys - 1) / kPartKeys, "all_parts");
+    const auto of_part = [this](int i) -> Expr { return (*parts_)(i, all_parts, row, head, batch); };
+    row_maximum(row, head, batch) = kMaximumStart;
+    row_maximum(row, head, batch) = max(row_maximum(row, head, batch), of_part(0));
+    row_sum(row, head, batch) = 0.f;
+    row_sum(row, head, batch) +=
+        of_part(1) * exp_nonpositive(of_part(0) - row_maximum(row, head, batch), get_target());
+    const Expr sum = row_sum(row, head, batch);
+    (*whole_)(which, row, head, batch) =
+        select(which == 0, row_maximum(row, head, batch), select(sum == 0.f, 0.f, 1.f / sum));
+  }
+
+  // A block of threads has some rows. A thread has a key at a time, whose channels it loads once for all of
+  // them: loads of neighbouring keys share nothing, and cost more than all else.
   void schedule_cuda() {
-    Var ko("ko"), ki("ki"), ro("ro"), ri("ri"), heads("heads"), parts("parts");
-    out.split(key, ko, ki, 32, TailStrategy::GuardWithIf)
+    Var ro("ro"), ri("ri"), ko("ko"), ki("ki"), blocks("blocks");
+    const auto into_blocks = [&](Func g, const std::vector<Var> &outer) {
+      g.fuse(outer[0], outer[1], blocks);
+      for (size_t i = 2; i < outer.size(); i++) g.fuse(blocks, outer[i], blocks);
+      g.gpu_blocks(blocks);
+    };
+    Func parts = *parts_, whole = *whole_, again = score.clone_in(thread_state),
+         product_again = product.clone_in(again);
+    // Of some rows, in registers.
+    const auto bound_to = [&](int rows, Func g) {
+      for (const Var &v : g.args()) {
+        const int extent = v.same_as(row) ? rows : 1;
+        g.bound_extent(v, extent).bound_storage(v, extent);
+      }
+    };
+    const auto compute_scores = [&](Func scores, Func products, Func consumer, const RVar &loop) {
+      bound_to(query_block, scores), bound_to(query_block, products);
+      scores.compute_at(consumer, loop).unroll(row);
+      scores.update(0).reorder(row, tiles, lane).unroll(row);
+      for (size_t i = 0; i < passes_.size(); i++) {
+        scores.update(int(i) + 1).reorder(row, passes_[i], lane).unroll(row);
+      }
+      products.compute_at(scores, lane).unroll(row);
+      products.update().reorder(row, rd).unroll(row);
+    };
+
+    parts.bound(which, 0, 2)
         .split(row, ro, ri, query_block, TailStrategy::GuardWithIf)
-        .fuse(head, batch, heads)
-        .fuse(ko, heads, parts)
-        .reorder(ki, ri, parts, ro)
-        .gpu_threads(ki, ri)
-        .gpu_blocks(parts, ro);
-    mean.compute_at(out, ki);
-    for (const Var &v : mean.args()) mean.bound_storage(v, 1);
-    score.compute_at(mean, rh);
-    product.compute_at(score, lane);
+        .reorder(which, ri, part, ro, head, batch)
+        .unroll(which)
+        .gpu_threads(ri);
+    into_blocks(parts, {part, ro, head, batch});
+    thread_state.compute_at(parts, blocks)
+        .bound_extent(thread, kThreads)
+        .bound_extent(row, query_block)
+        .bound_extent(part, 1)
+        .bound_extent(head, 1)
+        .bound_extent(batch, 1)
+        .reorder(row, thread)
+        .gpu_threads(thread);
+    thread_state.update().reorder(row, own_keys, thread).unroll(row).gpu_threads(thread);
+    compute_scores(again, product_again, thread_state, own_keys);
+    for (Func g : {part_maximum, part_sum}) bound_to(1, g.compute_at(parts, ri));
+
+    whole.bound(which, 0, 2).reorder(which, row, head, batch).unroll(which);
+    whole.split(row, ro, ri, kThreads, TailStrategy::GuardWithIf).gpu_threads(ri);
+    into_blocks(whole, {ro, head, batch});
+    for (Func g : {row_maximum, row_sum}) bound_to(1, g.compute_at(whole, ri));
+
+    out.split(key, ko, ki, kThreads, TailStrategy::GuardWithIf)
+        .split(row, ro, ri, query_block, TailStrategy::GuardWithIf)
+        .reorder(ri, ki, ko, ro, head, batch)
+        .unroll(ri)
+        .gpu_threads(ki);
+    into_blocks(out, {ko, ro, head, batch});
+    bound_to(query_block, mean.compute_at(out, ki).unroll(row));
+    mean.update().reorder(row, rh).unroll(row);
+    compute_scores(score, product, mean, rh);
   }
 
   // A block of scores, computed at each iteration of `loop`.
@@ -186,11 +292,12 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
     products.update().reorder(lane, rd).vectorize(lane, lanes).unroll(lane).unroll(rd, 4);
   }
 
-  Var key{"key"}, tile{"tile"};
-  RDom rd, tiles, rh, all_keys, all_lanes;
+  Var key{"key"}, tile{"tile"}, thread{"thread"}, part{"part"}, which{"which"};
+  RDom rd, tiles, rh, all_keys, all_lanes, own_keys, all_threads, all_parts;
   Func product{"product"}, score{"score"}, lane_state{"lane_state"}, row_maximum{"row_maximum"},
       row_sum{"row_sum"}, mean{"mean"};
-  GeneratorInput<Buffer<>> *lse_ = nullptr;
+  Func thread_state{"thread_state"}, part_maximum{"part_maximum"}, part_sum{"part_sum"};
+  GeneratorOutput<Buffer<>> *parts_ = nullptr, *whole_ = nullptr;
 };
 
 }  // namespace posattn

@@ -399,8 +399,9 @@ std::string Hopper::clamp_bias() const {
     const std::string b = "%B" + number(i);
     text += "\tand.b32 high, " + b + ", 0xffff0000; shl.b32 low, " + b + ", 16;\n";
     for (const char *half : {"high", "low"}) {
-      text += std::string("\tsetp.neu.f32 p, ") + half + ", 0fFF800000; @p max.f32 " + half + ", " + half +
-              ", " + lowest + ";\n";
+      // A NaN is neither lower nor higher, and stays.
+      text += std::string("\tsetp.lt.f32 p, ") + half + ", " + lowest + "; setp.neu.and.f32 p, " + half +
+              ", 0fFF800000, p; @p mov.b32 " + half + ", " + lowest + ";\n";
     }
     text += "\tshr.u32 low, low, 16; or.b32 " + b + ", high, low;\n";
   }

@@ -35,8 +35,11 @@ class PtxOps {
 
   // Halide's float max compares and selects on CUDA.
   Expr max(const Expr &a, const Expr &b) const { return f32("max.ftz.f32 $r, $0, $1;", {a, b}); }
-  // A NaN if either is one.
+  // A NaN if either is one; so below.
   Expr min(const Expr &a, const Expr &b) const { return f32("min.ftz.NaN.f32 $r, $0, $1;", {a, b}); }
+  Expr at_least(const Expr &x, float least) const {
+    return f32("max.ftz.NaN.f32 $r, $0, " + float_literal(least) + ";", {x});
+  }
   Expr multiply_down(const Expr &a, const Expr &b) const { return f32("mul.rm.ftz.f32 $r, $0, $1;", {a, b}); }
   Expr fma(const Expr &a, const Expr &b, const Expr &c) const {
     return f32("fma.rn.ftz.f32 $r, $0, $1, $2;", {a, b, c});

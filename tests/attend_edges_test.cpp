@@ -8,6 +8,7 @@
 #include "runtime/attend.h"
 #include "tests/case.h"
 #include "tests/check.h"
+#include "tests/device.h"
 
 namespace posattn::oracle {
 namespace {
@@ -27,6 +28,16 @@ void expect_hidden_row(const Outputs &outputs, int64_t row) {
   const int query_dim = outputs.weights.rank() - 2;
   for (double x : values_of(outputs.weights.view().slice(query_dim, row, row + 1))) {
     EXPECT_EQ(x, 0) << "weights, row " << row;
+  }
+}
+
+// Rows that see one key each: outputs are values. Tensor cores multiply parts of float32, of which the last
+// bit may be lost.
+void expect_values(const AttendArgs &args, const Outputs &outputs, const TensorView &values) {
+  if (on_cuda() && values.dtype() == DType::f32) {
+    EXPECT_TRUE(accurate(args, outputs));
+  } else {
+    EXPECT_TRUE(same_bits(outputs.out.view(), copy_of(values, values.dtype()).view()));
   }
 }
 
@@ -273,13 +284,11 @@ TEST(AttendEdges, AWindowOfZeroIsTheDiagonal) {
       s.query_heads = s.kv_heads = 2;
       s.window_left = s.window_right = 0;
       Case c(s);
-      const Outputs outputs = outputs_of(c.args());
-      EXPECT_TRUE(same_bits(outputs.out.view(), copy_of(c.args().value, type).view()));
+      expect_values(c.args(), outputs_of(c.args()), c.args().value);
       // As does a decode step that sees itself alone.
       AttendArgs last = c.args();
       last.query = last.query.slice(2, 19, 20);
-      EXPECT_TRUE(
-          same_bits(outputs_of(last).out.view(), copy_of(c.args().value.slice(2, 19, 20), type).view()));
+      expect_values(last, outputs_of(last), last.value.slice(2, 19, 20));
     }
   });
 }
@@ -393,6 +402,71 @@ TEST(AttendEdges, VisibleNanIsSeen) {
   for (double nan : kNans) expect_visible_nan_is_seen(nan);
 }
 
+// The same by GPUs' kernels for each kind of mask, which may hold a NaN itself, and in all results.
+void expect_masked_nan_is_seen(DType type, int64_t queries, Weights weights, double nan) {
+  CaseSpec s = small(16, type, queries);
+  s.keys = 24;  // so that a bias has tiles
+  s.weights = weights;
+  Case c(s);
+  const auto check = [&](const AttendArgs &args, const char *name) {
+    SCOPED_TRACE(name);
+    const Outputs outputs = outputs_of(args);
+    // Of the first key head of the first batch.
+    const auto seen = [](const TensorView &all) { return values_of(all.slice(0, 0, 1).slice(1, 0, 2)); };
+    for (double x : seen(outputs.out)) ASSERT_TRUE(std::isnan(x)) << "out";
+    for (double x : seen(outputs.lse)) ASSERT_TRUE(std::isnan(x)) << "lse";
+    for (double x : values_of(outputs.out.view().slice(0, 1, 2))) ASSERT_TRUE(std::isfinite(x)) << "out";
+    if (outputs.weights.empty()) return;
+    for (double x : seen(outputs.weights)) ASSERT_TRUE(std::isnan(x)) << "weights";
+  };
+  const Tensor key = copy_of(c.args().key, type);
+  set_element(key, {0, 0, 4, 5}, nan);
+  const Tensor zeros(type, {2, 1, queries, s.keys}), bias(type, {2, 1, queries, s.keys});
+  const Tensor key_zeros(DType::f32, {2, s.keys}), key_bias(DType::f32, {2, s.keys});
+  for (int64_t i = 0; i < queries; ++i) {
+    set_element(bias, {0, 0, i, 4}, nan);
+    set_element(bias, {0, 0, i, 5}, type == DType::f16 ? -65504 : -2e38);
+  }
+  set_element(key_bias, {0, 4}, nan);
+  for (const bool in_keys : {true, false}) {
+    SCOPED_TRACE(in_keys ? "of a key" : "of a mask");
+    AttendArgs args = c.args();
+    if (in_keys) {
+      args.key = key;
+      check(args, "plain");
+      args.softcap = 5;
+      check(args, "softcap");
+      args.softcap = 0;
+    }
+    args.add_mask = in_keys ? zeros : bias;
+    check(args, "add");
+    args.dense_bias = zeros;
+    check(args, "add and dense");
+    args.add_mask = {};
+    args.dense_bias = in_keys ? zeros : bias;
+    check(args, "dense");
+    args.key_add_mask = key_zeros;
+    check(args, "dense and key_add");
+    args.dense_bias = {};
+    args.key_add_mask = in_keys ? key_zeros : key_bias;
+    check(args, "key_add");
+  }
+}
+
+TEST(AttendEdges, MaskedNanIsSeenOnGpus) {
+  if (!on_cuda()) GTEST_SKIP() << "of CPUs' vectors, a maximum with a number drops a NaN";
+  on_every_target([] {
+    for (DType type : kTypes) {
+      SCOPED_TRACE(name_of(type));
+      for (int64_t queries : {1, 5, 80}) {
+        for (Weights weights : {Weights::none, Weights::heads}) {
+          for (double nan : kNans) expect_masked_nan_is_seen(type, queries, weights, nan);
+        }
+      }
+    }
+  });
+}
+
 TEST(AttendEdges, OneOfEverything) {
   on_every_target([] {
     for (DType type : kTypes) {
@@ -400,7 +474,7 @@ TEST(AttendEdges, OneOfEverything) {
       s.batch = s.query_heads = s.kv_heads = s.keys = s.head_dim = s.value_dim = 1;
       Case c(s);
       const Outputs outputs = outputs_of(c.args());
-      EXPECT_TRUE(same_bits(outputs.out, copy_of(c.args().value, type)));
+      expect_values(c.args(), outputs, c.args().value);
       EXPECT_EQ(values_of(outputs.weights)[0], 1);
     }
   });

@@ -219,6 +219,7 @@ TEST(Attend, DenseBiasOfTheQueriesType) {
           s.causal = causal;
           s.key_lengths = seed % 4 == 0;
           s.window_left = seed % 7 == 0 ? 100 : -1;
+          s.weights = seed % 6 == 0 ? Weights::heads : seed % 6 == 3 ? Weights::mean : Weights::none;
           EXPECT_TRUE(passes(s));
         }
       }

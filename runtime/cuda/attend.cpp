@@ -61,6 +61,7 @@ bool starts_aligned(const TensorView &view) {
 struct Buffers : ResultBuffers {
   KernelBuffer q, k, v, lengths, visible, key_bias, add, dense, keep, offsets;
   KernelBuffer q_positions, q_positions_low, k_positions, k_positions_low;
+  KernelBuffer part_states, row_states;  // (two numbers, part, query, head, batch), without part
 
   template <typename Visit>
   void for_each(const Visit &visit) {  // buffer, dimension of queries or -1, dimension of batches
@@ -69,6 +70,7 @@ struct Buffers : ResultBuffers {
     visit(q_positions, 0, 1), visit(q_positions_low, 0, 1), visit(k_positions, -1, 1);
     visit(k_positions_low, -1, 1), visit(out, 1, 3), visit(lse, 0, 2);
     visit(partial_out, -1, 4), visit(partial_lse, -1, 3), visit(weights, 1, 3);
+    visit(part_states, 2, 4), visit(row_states, 1, 3);
   }
   Buffers part(int64_t b0, int64_t b1, int64_t q0, int64_t q1, const void *unused) const {
     Buffers result = *this;
@@ -269,6 +271,16 @@ class Attend {
       all.q_positions_low = positions(plan_.q_positions, Tq, plan_.q_position_batches, 1);
       all.k_positions = positions(plan_.k_positions, shape_.keys, plan_.k_position_batches, 0);
       all.k_positions_low = positions(plan_.k_positions, shape_.keys, plan_.k_position_batches, 1);
+    }
+    if (plan_.kernels.weights) {
+      const auto states = [&](const float *data, int64_t parts) {
+        KernelBuffer buffer = KernelBuffer(data, DType::f32).dim(2, 1);
+        if (parts > 0) buffer.dim(parts, 2);
+        const int64_t row = 2 * std::max<int64_t>(parts, 1);
+        return buffer.dim(Tq, row).dim(Hq, row * Tq).dim(B, row * Tq * Hq);
+      };
+      all.part_states = states(plan_.part_states, plan_.key_parts);
+      all.row_states = states(plan_.row_states, 0);
     }
     all.offsets = unused(DType::f32, 2);
     if (plan_.kernels.tabulated) {
@@ -523,7 +535,8 @@ class Attend {
     KernelCall call(*plan_.kernels.weights, launch_);
     bind_scores(call, all, first_query, 1);
     const bool mean = args_.need_weights == Weights::mean;
-    call.set("k", all.k).set("v", all.v).set("lse", all.lse);
+    call.set("k", all.k).set("v", all.v);
+    call.set("parts", all.part_states).set("whole", all.row_states);
     call.set("mean_of", static_cast<int32_t>(mean ? shape_.query_heads : 1));
     call.set("out", all.weights).run();
   }

@@ -106,13 +106,10 @@ class Finder : public KernelFinder {
            has_key_bias(args_) || args_.softcap != 0;
   }
 
-  // Weights in float32 are computed from lse, and have to come from scores that are rounded as its own were.
-  bool weights_need_lse() const { return problem_.type == DType::f32 && args_.need_weights != Weights::none; }
-
   // Lengths are fine: it looks at nothing behind them. Keys that a mask of keys hides may be anything, which
   // CUDA cores leave out.
   const Kernel *look_for_tensor_decode(KernelQuery query, bool tabulated, const Alignment &alignment) const {
-    if (!alignment.tiles || tabulated || has_key_bias(args_) || weights_need_lse()) return nullptr;
+    if (!alignment.tiles || tabulated || has_key_bias(args_)) return nullptr;
     const bool plain = !masked() && args_.dense_bias.empty() && query.branches.size == 0;
     const char *special = plain && has_plain_scale(problem_.scale) ? "decode_plain" : nullptr;
     return look_for_tensor({special, "decode"}, query, alignment);
@@ -121,14 +118,16 @@ class Finder : public KernelFinder {
   // The kernel with the fewest terms compiled in that does what is asked for.
   const Kernel *look_for_tensor_cores(KernelQuery query, bool tabulated, const Alignment &alignment) const {
     const bool hides_keys = problem_.type == DType::f32 && has_key_bias(args_);
-    if (!alignment.tiles || hides_keys || weights_need_lse()) return nullptr;
+    if (!alignment.tiles || hides_keys) return nullptr;
     const bool dense = !args_.dense_bias.empty(), branches = query.branches.size > 0;
     const char *special = nullptr, *in_tiles = nullptr;
     if (!masked() && !branches) {
       if (!dense && !tabulated && has_plain_scale(problem_.scale)) special = "prefill_plain";
       if (!dense && tabulated && std::abs(problem_.scale) <= kMostSpecialScale) special = "prefill_offsets";
       if (dense && !tabulated) special = "prefill_dense";
-      if (dense && !tabulated && alignment.dense) in_tiles = "prefill_dense_16";
+      // Weights' kernel reads the bias in float32.
+      const bool alone = args_.need_weights == Weights::none;
+      if (dense && !tabulated && alignment.dense && alone) in_tiles = "prefill_dense_16";
     }
     return look_for_tensor({in_tiles, special, "prefill"}, query, alignment);
   }
@@ -307,6 +306,12 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
     plan.cleared_row = ceil_div(shape.value_dim, kRowElements) * kRowElements;
     plan.cleared = workspace.take_bytes(
         workspace_product({B, Hkv, shape.keys, plan.cleared_row, size_of(problem.type)}));
+  }
+  if (kernels.weights) {
+    const int64_t rows = workspace_product({2, shape.queries, Hq, B});
+    plan.key_parts = ceil_div(shape.keys, kernels.weights->estimate("split_blocks", 0, 1));
+    plan.part_states = workspace.take<float>(workspace_product({rows, plan.key_parts}));
+    plan.row_states = workspace.take<float>(rows);
   }
   take_results(args, problem, kernels.decode, plan, workspace);
   // The merge kernel reads whole heads of its own size.
