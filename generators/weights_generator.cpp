@@ -136,8 +136,7 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
 
  private:
   static constexpr int kKeyBlock = 256, kQueryBlock = 8;
-  // Of a GPU's block of threads, and the keys of a part.
-  static constexpr int kThreads = 64, kPartKeys = 512;
+  static constexpr int kThreads = 64;  // of a GPU's blocks
 
   // One more score of a softmax, whose state is a maximum and a sum.
   Tuple with_score(const FuncRef &state, const Expr &s) const {
@@ -175,9 +174,9 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
   // Attention's lse would not do in their place: under a mask of -1e9 it is rounded by more than an exponent.
   void sum_by_parts(const KeyTiling &tiling) {
     const Expr keys = num_keys(tiling);
-    split_blocks.set_estimate(kPartKeys);  // for the caller, who counts the parts
-    own_keys = RDom(0, kPartKeys / kThreads, "own_keys");
-    const Expr own_key = part * kPartKeys + own_keys * kThreads + thread;
+    split_blocks.set_estimate(kThreads);  // for the caller, who counts in these
+    own_keys = RDom(0, split_blocks, "own_keys");
+    const Expr own_key = (part * split_blocks + own_keys) * kThreads + thread;
     own_keys.where(own_key < keys);
     thread_state(thread, row, part, head, batch) = Tuple(kMaximumStart, 0.f);
     thread_state(thread, row, part, head, batch) =
@@ -192,7 +191,8 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
     (*parts_)(which, part, row, head, batch) =
         select(which == 0, part_maximum(row, part, head, batch), part_sum(row, part, head, batch));
 
-    all_parts = RDom(0, (keys + kPartKeys - 1) / kPartKeys, "all_parts");
+    const Expr all_blocks = (keys + kThreads - 1) / kThreads;
+    all_parts = RDom(0, (all_blocks + split_blocks - 1) / split_blocks, "all_parts");
     const auto of_part = [this](int i) -> Expr { return (*parts_)(i, all_parts, row, head, batch); };
     row_maximum(row, head, batch) = kMaximumStart;
     row_maximum(row, head, batch) = max(row_maximum(row, head, batch), of_part(0));
@@ -207,12 +207,7 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
   // A block of threads has some rows. A thread has a key at a time, whose channels it loads once for all of
   // them: loads of neighbouring keys share nothing, and cost more than all else.
   void schedule_cuda() {
-    Var ro("ro"), ri("ri"), ko("ko"), ki("ki"), blocks("blocks");
-    const auto into_blocks = [&](Func g, const std::vector<Var> &outer) {
-      g.fuse(outer[0], outer[1], blocks);
-      for (size_t i = 2; i < outer.size(); i++) g.fuse(blocks, outer[i], blocks);
-      g.gpu_blocks(blocks);
-    };
+    Var ro("ro"), ri("ri"), ko("ko"), ki("ki"), po("po"), pi("pi"), blocks("blocks");
     Func parts = *parts_, whole = *whole_, again = score.clone_in(thread_state),
          product_again = product.clone_in(again);
     // Of some rows, in registers.
@@ -233,12 +228,16 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
       products.update().reorder(row, rd).unroll(row);
     };
 
+    for (Func g : {whole, Func(out)}) g.never_partition_all();
+    // Split as well: a dimension that is fused itself gets lost where several outputs are computed.
     parts.bound(which, 0, 2)
         .split(row, ro, ri, query_block, TailStrategy::GuardWithIf)
-        .reorder(which, ri, part, ro, head, batch)
+        .split(part, po, pi, 1, TailStrategy::GuardWithIf)
+        .fuse(po, ro, blocks)
+        .reorder(which, pi, ri, blocks, head, batch)
         .unroll(which)
-        .gpu_threads(ri);
-    into_blocks(parts, {part, ro, head, batch});
+        .gpu_threads(ri)
+        .gpu_blocks(blocks, head, batch);
     thread_state.compute_at(parts, blocks)
         .bound_extent(thread, kThreads)
         .bound_extent(row, query_block)
@@ -249,19 +248,26 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
         .gpu_threads(thread);
     thread_state.update().reorder(row, own_keys, thread).unroll(row).gpu_threads(thread);
     compute_scores(again, product_again, thread_state, own_keys);
-    for (Func g : {part_maximum, part_sum}) bound_to(1, g.compute_at(parts, ri));
+    for (Func g : {part_maximum, part_sum}) {
+      bound_to(query_block, g.compute_at(parts, blocks).gpu_threads(row));
+      g.update().gpu_threads(row);
+    }
 
-    whole.bound(which, 0, 2).reorder(which, row, head, batch).unroll(which);
-    whole.split(row, ro, ri, kThreads, TailStrategy::GuardWithIf).gpu_threads(ri);
-    into_blocks(whole, {ro, head, batch});
+    whole.bound(which, 0, 2)
+        .split(row, ro, ri, kThreads, TailStrategy::GuardWithIf)
+        .reorder(which, ri, ro, head, batch)
+        .unroll(which)
+        .gpu_threads(ri)
+        .gpu_blocks(ro, head, batch);
     for (Func g : {row_maximum, row_sum}) bound_to(1, g.compute_at(whole, ri));
 
     out.split(key, ko, ki, kThreads, TailStrategy::GuardWithIf)
         .split(row, ro, ri, query_block, TailStrategy::GuardWithIf)
-        .reorder(ri, ki, ko, ro, head, batch)
+        .fuse(ko, ro, blocks)
+        .reorder(ri, ki, blocks, head, batch)
         .unroll(ri)
-        .gpu_threads(ki);
-    into_blocks(out, {ko, ro, head, batch});
+        .gpu_threads(ki)
+        .gpu_blocks(blocks, head, batch);
     bound_to(query_block, mean.compute_at(out, ki).unroll(row));
     mean.update().reorder(row, rh).unroll(row);
     compute_scores(score, product, mean, rh);

@@ -131,9 +131,21 @@ TEST(Attend, LongKeysInSplits) {
       s.head_dim = s.value_dim = 32;
       s.key_lengths = seed % 2;
       s.causal = Causal::bottom_right;
+      s.weights = seed % 4 == 0 ? Weights::mean : seed % 4 == 1 ? Weights::heads : Weights::none;
       EXPECT_TRUE(passes(s));
     }
   }
+}
+
+// Weights' sums are taken over parts of the keys, which grow with them.
+TEST(Attend, WeightsOfManyKeys) {
+  CaseSpec s = small_spec(4590);
+  s.queries = 2;
+  s.keys = 33333;
+  s.head_dim = s.value_dim = 8;
+  s.causal = Causal::bottom_right;
+  s.weights = Weights::heads;
+  EXPECT_TRUE(passes(s));
 }
 
 // Rows of several heads and queries share the splits; keys behind a length are never looked at.

@@ -536,6 +536,7 @@ class Attend {
     bind_scores(call, all, first_query, 1);
     const bool mean = args_.need_weights == Weights::mean;
     call.set("k", all.k).set("v", all.v);
+    call.set("split_blocks", static_cast<int32_t>(plan_.part_blocks));
     call.set("parts", all.part_states).set("whole", all.row_states);
     call.set("mean_of", static_cast<int32_t>(mean ? shape_.query_heads : 1));
     call.set("out", all.weights).run();

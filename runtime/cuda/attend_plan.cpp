@@ -19,6 +19,9 @@ constexpr int64_t kDecodeBlocks = 1320;
 constexpr int64_t kTensorDecodeBlocks = 528, kTensorTermsBlocks = 792;
 constexpr int64_t kDecodeKeyBlock = 32;
 constexpr int64_t kMostSplits = 1024;  // the merge kernel's
+// Of the keys, for the sums of weights: as many blocks of threads as there are, in memory that is bounded.
+constexpr int64_t kMostParts = 64;
+constexpr int64_t kFewestPartBlocks = 8;
 // Elements of masks that are converted at a time, and the fewest queries for which that is worth a call.
 constexpr int64_t kMaskChunkElements = int64_t{1} << 24;
 constexpr int64_t kFewestChunkQueries = 64;
@@ -309,7 +312,9 @@ Plan make_plan(const AttendArgs &args, const AttendProblem &problem, const Kerne
   }
   if (kernels.weights) {
     const int64_t rows = workspace_product({2, shape.queries, Hq, B});
-    plan.key_parts = ceil_div(shape.keys, kernels.weights->estimate("split_blocks", 0, 1));
+    const int64_t key_blocks = ceil_div(shape.keys, kernels.weights->estimate("split_blocks", 0, 1));
+    plan.part_blocks = std::max(kFewestPartBlocks, ceil_div(key_blocks, kMostParts));
+    plan.key_parts = ceil_div(key_blocks, plan.part_blocks);
     plan.part_states = workspace.take<float>(workspace_product({rows, plan.key_parts}));
     plan.row_states = workspace.take<float>(rows);
   }

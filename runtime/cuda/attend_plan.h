@@ -53,7 +53,7 @@ struct Plan : ResultPlan {
   Rotation q_rotation, k_rotation;
   Rotated q_rotated, k_rotated;
   // The weights' kernel sums over parts of the keys: two numbers a part and row, then two a row.
-  int64_t key_parts = 0;
+  int64_t key_parts = 0, part_blocks = 0;
   float *part_states = nullptr, *row_states = nullptr;
   void *cleared = nullptr;  // (d, key, head, batch), dense rows of cleared_row elements
   int64_t cleared_row = 0;
