@@ -51,7 +51,7 @@ class Ours:
     bias: "", "alibi" (the branch, for a last token), or "mask" (the tensor `added`).
     """
 
-    def __init__(self, library, query, keys, values, bias="", added=None):
+    def __init__(self, library, query, keys, values, bias="", added=None, causal=False):
         self.out = torch.full_like(query, math.nan)
         length = keys[0].size(2)
         slopes, _ = alibi(query.size(1), length)
@@ -64,6 +64,7 @@ class Ours:
             args = library.init(posattn_c.AttendArgs(), "attend_args")
             for name, tensor in (("query", query), ("key", key), ("value", value), ("out", self.out)):
                 setattr(args, name, posattn_c.Tensor.of(tensor))
+            args.options.causal = posattn_c.CAUSAL_BOTTOM_RIGHT if causal else 0
             if bias == "alibi":
                 args.branches, args.num_branches = branch, 1
                 args.options.q_positions = posattn_c.Tensor.of(position)

@@ -208,7 +208,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
           f.maximum_tree.back()(0, row, block, row_block, head, batch);
     }
     const auto weight_of_score = [&](const Expr &s) {
-      return exp_nonpositive(s - f.maximum(row, block, row_block, head, batch), get_target());
+      return exp_nonpositive(s - f.maximum(row, block, row_block, head, batch));
     };
     const auto weight_of = [&](const Expr &in_tile) {
       return weight_of_score(f.score(in_tile, f.tiles, row, block, row_block, head, batch));
@@ -313,7 +313,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
       const Expr block_maximum = f.maximum(row, this_block, row_block, head, batch);
       const Expr maximum = max(Expr(s[0]), block_maximum);
       // One of the two keeps its scale.
-      const Expr decay = exp_nonpositive(-abs(Expr(s[0]) - block_maximum), get_target());
+      const Expr decay = exp_nonpositive(-abs(Expr(s[0]) - block_maximum));
       const Expr keep_old = select(Expr(s[0]) >= block_maximum, 1.f, decay);
       const Expr keep_new = select(Expr(s[0]) >= block_maximum, decay, 1.f);
       state = {maximum, Expr(s[1]) * keep_old + f.sum(x, row, this_block, row_block, head, batch) * keep_new};
@@ -328,7 +328,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.total(row, split, row_block, head, batch) = 0.f;
     f.total(row, split, row_block, head, batch) += f.state(f.rx, row, split, row_block, head, batch)[1];
     const Expr total = f.total(row, split, row_block, head, batch);
-    const Expr nothing_visible = total == 0.f;
+    const Expr nothing_visible = is_zero(total);
     f.inverse(row, split, row_block, head, batch) = select(nothing_visible, 0.f, 1.f / total);
     const FuncRef s = f.state(d % lanes, row, split, row_block, head, batch);
     Expr sum = s[2];
@@ -343,7 +343,7 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     f.result(d, row, split, row_block, head, batch) = result;
     f.row_lse(row, split, row_block, head, batch) =
         select(nothing_visible, reinterpret<float>(Expr(kMinusInfinityBits)),
-               Expr(f.state(0, row, split, row_block, head, batch)[0]) + log_positive(total, get_target()));
+               Expr(f.state(0, row, split, row_block, head, batch)[0]) + log_positive(total));
     out(d, row, split, head, batch) =
         store_float(decode ? Float(32) : Type(type), f.result(d, row, split, row / query_block, head, batch),
                     get_target());

@@ -66,19 +66,18 @@ class Merge : public Generator<Merge>, public PtxKernel {
   bool on_gpu() const { return get_target().has_gpu_feature(); }
 
   // Infinities are looked for among bits: fast math takes them for impossible.
-  static Expr is_zero(const Expr &sum) { return reinterpret<int>(sum) == 0; }
   static Expr visible(const Expr &split_lse, const Expr &value, float otherwise) {
     return select(is_minus_infinity(split_lse), otherwise, value);
   }
   Expr exp_nonpositive_of(const Expr &x) const {
-    return has_card() ? ops_.exp2(x * kLog2E) : exp_nonpositive(x, get_target());
+    return has_card() ? ops_.exp2(x * kLog2E) : exp_nonpositive(x);
   }
   Expr larger(const Expr &a, const Expr &b) const { return has_card() ? ops_.max(a, b) : max(a, b); }
   Expr weight_of(const Expr &split_lse, const Expr &reference) const {
     return visible(split_lse, exp_nonpositive_of(split_lse - reference), 0.f);
   }
   Expr lse_of(const Expr &maximum, const Expr &sum) const {
-    const Expr merged = reinterpret<uint32_t>(maximum + log_positive(sum, get_target()));
+    const Expr merged = reinterpret<uint32_t>(maximum + log_positive(sum));
     return reinterpret<float>(select(is_zero(sum), Expr(kMinusInfinityBits), merged));
   }
   Expr stored_out(const Expr &sum, const Expr &weights) const {

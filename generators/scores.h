@@ -276,7 +276,7 @@ class ScoreGenerator : public Halide::Generator<T> {
     }
     // What is hidden stays hidden. Sums of finite terms stay visible, as only -infinity hides.
     const auto biased = [this](const Expr &s, const Expr &bias) {
-      return select(s < kLowestVisible || is_minus_infinity(bias), kHidden,
+      return select(is_below(s, kLowestVisible) || is_minus_infinity(bias), kHidden,
                     at_least_(s + at_least_(bias, kLowestVisible), kLowestVisible));
     };
     const auto in_mask = [at](const auto &mask, const Expr &key) {
@@ -295,13 +295,8 @@ class ScoreGenerator : public Halide::Generator<T> {
   }
 
   // For softcaps, where a machine has a better one.
-  std::function<Expr(const Expr &)> tanh_ = [this](const Expr &x) {
-    return tanh_accurate(x, this->get_target());
-  };
-  // Of scores and what is added to them. A CPU's maximum may drop a NaN.
-  std::function<Expr(const Expr &, float)> at_least_ = [this](const Expr &x, float least) -> Expr {
-    return this->get_target().has_gpu_feature() ? at_least(x, least) : Halide::max(x, least);
-  };
+  std::function<Expr(const Expr &)> tanh_ = tanh_accurate;
+  std::function<Expr(const Expr &, float)> at_least_ = at_least;
 
   std::vector<RDom> passes_;  // of the updates of the score, in order
 

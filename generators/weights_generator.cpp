@@ -73,13 +73,13 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
       if (!is_packed()) {
         // What rounding leaves above the maximum is not.
         const Expr exponent = -at_least((*whole_)(0, row, h, batch) - score_of(row, key, h), 0.f);
-        return exp_nonpositive(exponent, get_target()) * (*whole_)(1, row, h, batch);
+        return exp_nonpositive(exponent) * (*whole_)(1, row, h, batch);
       }
       const Expr in_block = key % tiling.keys();
       const Expr s = score(in_block % tiling.lanes, in_block / tiling.lanes, row, key / tiling.keys(),
                            row / query_block, h, batch);
       const Expr sum = row_sum(row, h, batch);
-      return select(sum == 0.f, 0.f, exp_nonpositive(s - row_maximum(row, h, batch), get_target()) / sum);
+      return select(is_zero(sum), 0.f, exp_nonpositive(s - row_maximum(row, h, batch)) / sum);
     };
     rh = RDom(0, mean_of, "rh");
     mean(key, row, head, batch) = 0.f;
@@ -141,9 +141,9 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
   // One more score of a softmax, whose state is a maximum and a sum.
   Tuple with_score(const FuncRef &state, const Expr &s) const {
     const Expr maximum = state[0], sum = state[1];
-    const Expr decay = exp_nonpositive(select(s > maximum, maximum - s, s - maximum), get_target());
-    return Tuple(max(maximum, s),
-                 select(s > maximum, sum * decay + 1.f, sum + select(s < kLowestVisible, 0.f, decay)));
+    const Expr decay = exp_nonpositive(select(s > maximum, maximum - s, s - maximum));
+    return Tuple(max(maximum, s), select(s > maximum, sum * decay + 1.f,
+                                         sum + select(is_below(s, kLowestVisible), 0.f, decay)));
   }
 
   // By lanes, each with a maximum of its own, over all keys; then across lanes.
@@ -161,8 +161,7 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
     row_sum(row, head, batch) = 0.f;
     row_sum(row, head, batch) +=
         lane_state(all_lanes, row, head, batch)[1] *
-        exp_nonpositive(lane_state(all_lanes, row, head, batch)[0] - row_maximum(row, head, batch),
-                        get_target());
+        exp_nonpositive(lane_state(all_lanes, row, head, batch)[0] - row_maximum(row, head, batch));
   }
 
   // Of a single key, the last one where there are no more.
@@ -187,7 +186,7 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
     part_maximum(row, part, head, batch) = max(part_maximum(row, part, head, batch), one[0]);
     part_sum(row, part, head, batch) = 0.f;
     part_sum(row, part, head, batch) +=
-        one[1] * exp_nonpositive(one[0] - part_maximum(row, part, head, batch), get_target());
+        one[1] * exp_nonpositive(one[0] - part_maximum(row, part, head, batch));
     (*parts_)(which, part, row, head, batch) =
         select(which == 0, part_maximum(row, part, head, batch), part_sum(row, part, head, batch));
 
@@ -197,11 +196,10 @@ class AttentionWeights : public ScoreGenerator<AttentionWeights>, public schedul
     row_maximum(row, head, batch) = kMaximumStart;
     row_maximum(row, head, batch) = max(row_maximum(row, head, batch), of_part(0));
     row_sum(row, head, batch) = 0.f;
-    row_sum(row, head, batch) +=
-        of_part(1) * exp_nonpositive(of_part(0) - row_maximum(row, head, batch), get_target());
+    row_sum(row, head, batch) += of_part(1) * exp_nonpositive(of_part(0) - row_maximum(row, head, batch));
     const Expr sum = row_sum(row, head, batch);
     (*whole_)(which, row, head, batch) =
-        select(which == 0, row_maximum(row, head, batch), select(sum == 0.f, 0.f, 1.f / sum));
+        select(which == 0, row_maximum(row, head, batch), select(is_zero(sum), 0.f, 1.f / sum));
   }
 
   // A block of threads has some rows. A thread has a key at a time, whose channels it loads once for all of
