@@ -89,9 +89,9 @@ TEST_F(CudaRuntime, ShortSequencesInLargeBatchesAreOneKernel) {
   }
 }
 
-// Decoding runs on tensor cores whatever is added to scores, but not where keys are hidden that may be
-// anything.
-TEST_F(CudaRuntime, DecodingWithMasksRunsOnTensorCores) {
+// Decoding grouped heads runs on tensor cores whatever is added to scores, but not where keys are hidden that
+// may be anything; a single row does not with masks.
+TEST_F(CudaRuntime, DecodingGroupsWithMasksRunsOnTensorCores) {
   const Tensor q(DType::bf16, {1, 8, 1, 64}), result(DType::bf16, {1, 8, 1, 64});
   const Tensor k(DType::bf16, {1, 2, 70, 64});
   const Tensor mask(DType::f32, {70}), hidden(DType::boolean, {1, 70});
@@ -105,6 +105,9 @@ TEST_F(CudaRuntime, DecodingWithMasksRunsOnTensorCores) {
   args.add_mask = mask.view();
   EXPECT_EQ(largest_shared(), plain);
   args.key_block_mask = hidden.view();
+  EXPECT_LT(largest_shared(), plain);
+  args.key_block_mask = {};
+  args.query = q.view().slice(1, 0, 2), args.out = result.view().slice(1, 0, 2);
   EXPECT_LT(largest_shared(), plain);
 }
 

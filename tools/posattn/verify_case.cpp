@@ -91,7 +91,10 @@ CaseSpec spec_for(const KernelInfo &kernel, uint64_t seed) {
     constexpr int64_t kAligned = 8;
     spec.layout = spec.out_layout = Layout::bhtd;
     for (int64_t *dim : {&spec.head_dim, &spec.value_dim}) *dim = (*dim + kAligned - 1) / kAligned * kAligned;
-    if (is_decode(kernel)) spec.key_keep = spec.key_block = spec.key_add = false;
+    if (is_kind(kernel, "decode")) {
+      spec.key_keep = spec.key_block = spec.key_add = false;
+      spec.query_heads = spec.kv_heads * random.pick<int64_t>({2, 3});
+    }
   }
 
   // A few queries with many keys are decoding, with the keys in parts; many queries are prefill.
