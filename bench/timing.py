@@ -6,6 +6,7 @@ import time
 _SAMPLE_SECONDS = 0.002  # a shorter call is repeated to this length
 _LONG_SECONDS = 0.02  # from here on a call is its own warm-up
 _SETTLE_SECONDS = 0.03  # idle threads of OpenMP and TBB spin for some milliseconds
+_WAKE_SECONDS = 0.015  # until threads that slept that long share the work: a virtual machine wakes them on one core
 
 
 class Samples(list):
@@ -28,9 +29,9 @@ def _timed(run, repeats, clock):
 def take_turns(runs, peak, threads, seconds, min_rounds, clock):
     """Seconds per call of every entry of `runs` (name -> function), and the rates that peak() returns, round by round.
 
-    An entry's turn is one call that is not counted, for caches, clocks and sleeping threads, and then enough of them
-    for the clock. With more than one thread, a pause comes first: else one library's idle threads, which spin for a
-    while, would take cores from the other.
+    An entry's turn is one call that is not counted, for caches and clocks, and then enough of them for the clock. With
+    more than one thread, a pause comes first: else one library's idle threads, which spin for a while, would take cores
+    from the other. Then there are as many calls before as it takes to wake all threads.
     """
     estimates = {}
     for name, run in runs.items():
@@ -48,6 +49,9 @@ def take_turns(runs, peak, threads, seconds, min_rounds, clock):
                 time.sleep(_SETTLE_SECONDS)
             if estimates[name] < _LONG_SECONDS:
                 run()
+                awake = time.perf_counter() + _WAKE_SECONDS
+                while threads > 1 and time.perf_counter() < awake:
+                    run()
             times[name].append(_timed(run, repeats[name], clock))
         order.reverse()  # who goes first alternates
     return times, peaks
