@@ -44,7 +44,8 @@ class Attention : public ScoreGenerator<Attention>, public schedules::Tunable {
     if (f.on_tiles) {
       tiles = schedules::attention_tiles_amx(head_dim);
     } else if (get_target().has_gpu_feature()) {
-      tiles = decode ? schedules::decode_tiles_cuda(head_dim) : schedules::attention_tiles_cuda(head_dim);
+      tiles = decode ? schedules::decode_tiles_cuda(head_dim)
+                     : schedules::attention_tiles_cuda(head_dim, Type(type).bytes());
     } else {
       tiles = schedules::attention_tiles(machine, head_dim, decode);
     }

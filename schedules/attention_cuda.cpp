@@ -10,9 +10,9 @@ constexpr int kWarp = 32;
 
 }  // namespace
 
-AttentionTiles attention_tiles_cuda(int head_dim) {
+AttentionTiles attention_tiles_cuda(int head_dim, int bytes) {
   // Shared memory stays below the 99 KB that a block of threads may have on the smallest cards.
-  const int rows = head_dim <= 128 ? 32 : 16;
+  const int rows = head_dim <= 128 ? 32 : bytes < 4 ? 16 : 8;
   return {head_dim, rows, rows, head_dim <= 64 ? 64 : 32, 8, 0, 0};
 }
 

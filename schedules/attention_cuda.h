@@ -6,7 +6,8 @@
 
 namespace posattn::schedules {
 
-AttentionTiles attention_tiles_cuda(int head_dim);
+// bytes: of an element of queries, keys and values.
+AttentionTiles attention_tiles_cuda(int head_dim, int bytes);
 
 void schedule_attention_cuda(AttentionFuncs &f, const AttentionTiles &tiles);
 

@@ -144,6 +144,28 @@ TEST_F(CudaRuntime, DecodingStartsEarlyWhereItCan) {
   EXPECT_EQ(asked.early_launches, 0);
 }
 
+// Cards of 8.6 and 8.9 give a block of threads 99 KB of shared memory.
+TEST_F(CudaRuntime, FitsTheSmallestCards) {
+  for (const DType type : {DType::f32, DType::bf16, DType::f16}) {
+    for (const int64_t dim : {64, 128, 256}) {
+      for (const int64_t queries : {1, 4, 40}) {
+        for (const bool masked : {false, true}) {
+          const Tensor q(type, {1, 2, queries, dim}), k(type, {1, 2, 70, dim}),
+              hidden(DType::boolean, {1, 70});
+          const Tensor result(type, {1, 2, queries, dim}), mask(DType::f32, {queries, 70});
+          asked = Asked();
+          asked.capability = 86;
+          args = AttendArgs();
+          args.query = q.view(), args.key = args.value = k.view(), args.out = result.view();
+          if (masked) args.add_mask = mask.view(), args.key_block_mask = hidden.view();
+          attend(args, stream);
+          EXPECT_LE(asked.largest_shared, 99 << 10) << name_of(type) << " D " << dim << " x " << queries;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(CudaRuntime, RefusesMemoryOfTheHost) {
   asked.known_addresses = false;
   const std::string text = error_of([&] { attend(args, stream); });
