@@ -154,9 +154,7 @@ class Attend {
         call.set(item.name, item.f);
       }
     }
-    for (const NeutralBranch &neutral : kNeutralBranches) {
-      if (problem_.branches.has(neutral.name)) call.set(neutral.used, 1);
-    }
+    bind_neutral_branches(call, problem_.branches, plan_.zeros, plan_.num_zeros);
   }
 
   KernelBuffer of_tokens(const void *data, DType type, int64_t tokens, int64_t stride, bool per_batch) const {
@@ -351,15 +349,11 @@ class Attend {
     if (plan_.kernels.tabulated) {
       offsets = KernelBuffer(plan_.offsets, DType::f32).dim(plan_.offsets_stride, 1);
       offsets.dim(shape_.query_heads, plan_.offsets_stride);
+      bind_neutral_branches(call, BranchSet(), plan_.zeros, plan_.num_zeros);
     } else {
       bind_branches(call);
     }
     call.set("offsets", offsets);
-    for (const NeutralBranch &neutral : kNeutralBranches) {
-      if (plan_.kernels.tabulated || !problem_.branches.has(neutral.name)) {
-        call.set_to_zero(neutral.name, plan_.zeros, plan_.num_zeros);
-      }
-    }
   }
 
   void call_attention(const Buffers &all) const {

@@ -125,4 +125,14 @@ KernelBuffer with_one_split(const KernelBuffer &out_or_lse, int split_dim) {
   return result;
 }
 
+void bind_neutral_branches(KernelCall &call, const BranchSet &asked, const float *zeros, int64_t num_zeros) {
+  for (const NeutralBranch &neutral : kNeutralBranches) {
+    if (asked.has(neutral.name)) {
+      call.set(neutral.used, 1);
+    } else {
+      call.set_to_zero(neutral.name, zeros, num_zeros);
+    }
+  }
+}
+
 }  // namespace posattn

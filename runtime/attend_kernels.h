@@ -71,4 +71,8 @@ ResultBuffers result_buffers(const AttendArgs &args, const AttendShape &shape, b
 // out and lse as attention without a split writes them: (d, query, split, head, batch), (query, split, ..).
 KernelBuffer with_one_split(const KernelBuffer &out_or_lse, int split_dim);
 
+// Tells a kernel which of the neutral branches that it may have are asked for; inputs of the others are
+// zeros.
+void bind_neutral_branches(KernelCall &call, const BranchSet &asked, const float *zeros, int64_t num_zeros);
+
 }  // namespace posattn

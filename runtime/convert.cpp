@@ -5,22 +5,11 @@
 #include <type_traits>
 
 #include "runtime/error.h"
+#include "runtime/float_bits.h"
 #include "runtime/tensor.h"
 
 namespace posattn {
 namespace {
-
-uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-
-float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
 
 // To the float next to `value` whose last bit is odd unless it is exact: a later rounding to fewer bits is
 // then the same as if it had started from the double.

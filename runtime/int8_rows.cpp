@@ -1,8 +1,9 @@
 #include "runtime/int8_rows.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
+
+#include "runtime/float_bits.h"
 
 namespace posattn {
 
@@ -10,17 +11,14 @@ float quantize_row(const float *row, int64_t count, int8_t *out) {
   // Bits of magnitudes are in the order of their values, infinities and NaN above all of them.
   uint32_t most = 0;
   for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, row + i, sizeof(bits));
-    most = std::max(most, bits & 0x7fffffffu);
+    most = std::max(most, bits_of(row[i]) & 0x7fffffffu);
   }
   constexpr uint32_t kInfinity = 0x7f800000u;
   if (most >= kInfinity) {
     std::fill_n(out, count, int8_t{1});
     return std::numeric_limits<float>::quiet_NaN();
   }
-  float largest;
-  std::memcpy(&largest, &most, sizeof(largest));
+  const float largest = float_of(most);
   constexpr float kSmallest = 1e-30f, kSteps = 127.0f;
   if (largest < kSmallest) {
     std::fill_n(out, count, int8_t{0});
@@ -29,10 +27,7 @@ float quantize_row(const float *row, int64_t count, int8_t *out) {
   // Adding 1.5 * 2^23 rounds to nearest even, and leaves the integer in the lowest bits.
   const float inverse = kSteps / largest, magic = 12582912.0f;
   for (int64_t i = 0; i < count; ++i) {
-    const float shifted = row[i] * inverse + magic;
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, sizeof(bits));
-    out[i] = static_cast<int8_t>(bits & 0xffu);
+    out[i] = static_cast<int8_t>(bits_of(row[i] * inverse + magic) & 0xffu);
   }
   return largest / kSteps;
 }

@@ -225,9 +225,7 @@ class Attend {
         call.set(item.name, item.f);
       }
     }
-    for (const NeutralBranch &neutral : kNeutralBranches) {
-      if (problem_.branches.has(neutral.name)) call.set(neutral.used, 1);
-    }
+    bind_neutral_branches(call, problem_.branches, plan_.zeros, plan_.num_zeros);
   }
 
   KernelBuffer rotated(const Rotated &at, int64_t tokens, int64_t heads) const {
@@ -422,11 +420,10 @@ class Attend {
     call.set("k_positions", all.k_positions).set("k_positions_low", all.k_positions_low);
     call.set("has_offsets", plan_.kernels.tabulated).set("offsets", all.offsets);
     call.set("offset_zero", number(plan_.offsets_front + shape_.queries - 1 - first_query));
-    if (!plan_.kernels.tabulated) bind_branches(call);
-    for (const NeutralBranch &neutral : kNeutralBranches) {
-      if (plan_.kernels.tabulated || !problem_.branches.has(neutral.name)) {
-        call.set_to_zero(neutral.name, plan_.zeros, plan_.num_zeros);
-      }
+    if (plan_.kernels.tabulated) {
+      bind_neutral_branches(call, BranchSet(), plan_.zeros, plan_.num_zeros);
+    } else {
+      bind_branches(call);
     }
   }
 

@@ -1,10 +1,11 @@
 #include "runtime/cuda/split_float.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "runtime/cuda/launch.h"
 #include "runtime/cuda/token_call.h"
+#include "runtime/float_bits.h"
 
 namespace posattn::cuda {
 namespace {
@@ -12,23 +13,11 @@ namespace {
 // Which part of the weight meets which of the input, 2, 0, 1, 1, 0, 0 (generators/split_bfloat16.h).
 constexpr int kWeightParts[SplitForm::kProducts] = {0, 2, 1, 0, 1, 0};
 
-uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
 // Of a finite number below bfloat16's largest.
 void split(float value, uint16_t (&parts)[3]) {
   for (uint16_t &part : parts) {
-    const uint32_t rounded = (bits_of(value) + 0x8000u) & 0xffff0000u;
-    part = static_cast<uint16_t>(rounded >> 16);
-    value -= float_of(rounded);
+    part = static_cast<uint16_t>((bits_of(value) + 0x8000u) >> 16);
+    value -= bf16_to_float(part);
   }
 }
 

@@ -9,23 +9,12 @@
 
 #include "Halide.h"
 #include "runtime/cuda/split_float.h"
+#include "runtime/float_bits.h"
 
 namespace posattn::cuda {
 namespace {
 
 using Halide::Runtime::Buffer;
-
-float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-float bf16(uint16_t bits) { return float_of(uint32_t{bits} << 16); }
 
 // (batch, token, form.width()) of the generator.
 std::vector<uint16_t> split_by_kernel(Buffer<float> &x, const SplitForm &form) {
@@ -85,15 +74,16 @@ TEST(SplitRows, AreExactAndWhereTheirPartnersAre) {
         const double exact = weight.as<float>()[row * features + i];
         // All pairs of parts but the smallest, the large ones last.
         const uint16_t parts[] = {product(a, 5), product(a, 2), product(a, 0)};
-        ASSERT_EQ(double{bf16(parts[0])} + bf16(parts[1]) + bf16(parts[2]), exact) << i;
+        ASSERT_EQ(double{bf16_to_float(parts[0])} + bf16_to_float(parts[1]) + bf16_to_float(parts[2]), exact)
+            << i;
         const int of_x[] = {2, 0, 1, 1, 0, 0}, of_weight[] = {0, 2, 1, 0, 1, 0};
         for (int p = 0; p < 6; p++) {
           ASSERT_EQ(product(a, p), parts[of_x[p]]) << i << " product " << p;
           ASSERT_EQ(product(b, p), parts[of_weight[p]]) << i << " product " << p;
         }
         // Parts are small beside those before them.
-        ASSERT_LE(std::abs(bf16(parts[1])), std::ldexp(std::abs(exact), -8));
-        ASSERT_LE(std::abs(bf16(parts[2])), std::ldexp(std::abs(exact), -16));
+        ASSERT_LE(std::abs(bf16_to_float(parts[1])), std::ldexp(std::abs(exact), -8));
+        ASSERT_LE(std::abs(bf16_to_float(parts[2])), std::ldexp(std::abs(exact), -16));
       }
     }
   }
@@ -110,7 +100,7 @@ TEST(SplitRows, KeepWhatIsNotFiniteAndTheLargest) {
   const std::vector<uint16_t> split = split_by_kernel(x, form);
   for (int i = 0; i < count; i++) {
     SCOPED_TRACE(testing::Message() << std::hex << words[i]);
-    const auto part = [&](int product) { return bf16(split[product * form.group + i]); };
+    const auto part = [&](int product) { return bf16_to_float(split[product * form.group + i]); };
     const float value = float_of(words[i]), first = part(5), second = part(2), third = part(0);
     if (std::isfinite(value)) {
       ASSERT_TRUE(std::isfinite(first) && std::isfinite(second) && std::isfinite(third));
@@ -163,7 +153,7 @@ float tensor_core_sum(const uint16_t *a, const uint16_t *b, int64_t count) {
   for (int64_t first = 0; first < count; first += 16) {
     double terms[17] = {sum}, largest = std::abs(sum);
     for (int i = 0; i < 16; i++) {
-      terms[i + 1] = double{bf16(a[first + i])} * bf16(b[first + i]);
+      terms[i + 1] = double{bf16_to_float(a[first + i])} * bf16_to_float(b[first + i]);
       largest = std::max(largest, std::abs(terms[i + 1]));
     }
     if (largest == 0) continue;
